@@ -1,0 +1,1 @@
+"""Works: what a run is, how it is trained, and what its losses say."""

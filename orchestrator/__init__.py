@@ -1,0 +1,1 @@
+"""Decides: the study, its plan, what runs next, what was learnt."""

@@ -34,7 +34,7 @@ def params_power(value: float, reference: float, exponent: float, scale: RunScal
 
 
 def tokens_power(value: float, reference: float, exponent: float, scale: RunScale) -> float:
-    """value (D / reference)^exponent, D the run's own horizon. Learning rate ~ D^-0.32: Bjorck et al. 2024 (2409.19913)."""
+    """value (D / reference)^exponent of the run's own horizon. Learning rate ~ D^-0.32: Bjorck et al. 2024."""
     return float(value * (scale.tokens / reference) ** exponent)
 
 

@@ -46,7 +46,7 @@ class Shape(Frozen):
 
 
 class Parametrization(Frozen):
-    """Which rule scales initialisation, learning rate, weight decay and epsilon with the shape (jobs.parametrization)."""
+    """Which rule scales initialisation, learning rate, weight decay and epsilon with the shape."""
 
     kind: Literal["completep", "mup", "sp"] = "completep"
     base_width: int = Field(default=32, gt=0)

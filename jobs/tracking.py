@@ -39,6 +39,9 @@ NOTE_TAG = "mlflow.note.content"
 PARENT_TAG = "mlflow.parentRunId"
 EXPERIMENT_KIND_TAG = "mlflow.experimentKind"
 
+# Opens the experiment on its runs and charts, without asking whether it is about language-model traces.
+EXPERIMENT_KIND = "custom_model_development"
+
 # MLflow's limits on one request (mlflow.utils.validation, 3.17): a batch counts metrics, params and tags together.
 BATCH_ENTITIES = 1000
 BATCH_PARAMS = 100
@@ -57,7 +60,6 @@ CLIENT_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "GIT_PYTHON_REFRESH": "quiet",
 }
-SQLITE_BUSY_TIMEOUT_S = 20
 
 RunStatus = Literal["SCHEDULED", "RUNNING", "FINISHED", "FAILED", "KILLED"]
 ENDED: tuple[RunStatus, ...] = ("FINISHED", "FAILED", "KILLED")
@@ -146,7 +148,7 @@ class Tracker:
                 present: Mapping[str, str] = {}
             else:
                 experiment_id, present = str(found.experiment_id), found.tags
-            for key, value in (tags or {}).items():
+            for key, value in {EXPERIMENT_KIND_TAG: EXPERIMENT_KIND, **(tags or {})}.items():
                 if present.get(key) != value:
                     self._client.set_experiment_tag(experiment_id, key, value)
         return experiment_id
@@ -213,7 +215,7 @@ class Tracker:
         """Write identity. Equal values are accepted again; others raise TrackingConflict."""
         from mlflow.entities import Param
 
-        entries = [Param(key, _shown(value)[:PARAM_CHARS]) for key, value in params.items()]
+        entries = [Param(key, shown(value)[:PARAM_CHARS]) for key, value in params.items()]
         for chunk in _chunks(entries, BATCH_PARAMS):
             with self._guarded():
                 self._client.log_batch(mlflow_id, params=chunk)
@@ -222,7 +224,7 @@ class Tracker:
         """Write what may change: execution, role, status."""
         from mlflow.entities import RunTag
 
-        entries = [RunTag(key, _shown(value)[:TAG_CHARS]) for key, value in tags.items()]
+        entries = [RunTag(key, shown(value)[:TAG_CHARS]) for key, value in tags.items()]
         for chunk in _chunks(entries, BATCH_PARAMS):
             with self._guarded():
                 self._client.log_batch(mlflow_id, tags=chunk)
@@ -346,7 +348,7 @@ def _first_line(error: BaseException) -> str:
     return redacted(lines[0])[:400] if lines else type(error).__name__
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """Text of a value that reads back to the same number."""
     return value if isinstance(value, str) else repr(value)
 

@@ -17,7 +17,8 @@ from pydantic import BeforeValidator, Field, WithJsonSchema
 SUFFIXES = {"k": 10**3, "K": 10**3, "M": 10**6, "B": 10**9, "G": 10**9, "T": 10**12, "P": 10**15, "E": 10**18}
 
 NUMBER_PATTERN = re.compile(
-    r"(?P<sign>[-+]?)(?P<digits>(\d[\d_]*)?(\.[\d_]*)?)(?P<exponent>[eE][-+]?\d{1,4})?(?P<suffix>[A-Za-z]?)"
+    r"(?P<sign>[-+]?)(?P<digits>(\d[\d_]*)?(\.[\d_]*)?)(?P<exponent>[eE][-+]?\d{1,4})?(?P<suffix>[A-Za-z]?)",
+    re.ASCII,
 )
 
 # Beyond these a number is a slip of the pen, and floats or fingerprints would no longer be exact or finite.
@@ -67,7 +68,9 @@ def _decimal(value: float | str) -> Decimal:
 
 
 def _shown(value: object) -> str:
-    text = repr(value)
+    # Words of the study file, not of Python.
+    words = {None: "null", True: "true", False: "false"}
+    text = words[value] if value is None or isinstance(value, bool) else repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
@@ -132,5 +135,5 @@ def short_number(value: float, digits: int = 4) -> str:
     for suffix, scale in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)):
         # Half of the last digit shown below the scale rounds up into it: 999_996 is 1M, not 1000k.
         if abs(value) >= scale * (1 - 0.5 * 10.0**-digits):
-            return f"{float(f'{value / scale:.{digits}g}'):g}{suffix}" if digits < 7 else f"{value / scale:.{digits}g}{suffix}"
+            return f"{value / scale:.{digits}g}{suffix}"
     return f"{value:.{digits}g}"

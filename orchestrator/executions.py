@@ -1,0 +1,60 @@
+"""Chooses how a run is carried out: device, ranks and micro-batch, within the memory of one rank. Pure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from cluster.resources import Inventory
+from jobs.accounting import MemoryEstimate, training_memory
+from jobs.spec import Execution, RunSpec
+from orchestrator.numbers import short_number
+
+if TYPE_CHECKING:
+    from orchestrator.study import ExecutionSettings
+
+BYTES_PER_GB = 10**9
+
+
+def choose_device(settings: ExecutionSettings, inventory: Inventory | None) -> Literal["cpu", "cuda"]:
+    """The device asked for; auto means GPUs where the cluster is known to have some."""
+    if settings.device != "auto":
+        return settings.device
+    return "cuda" if inventory is not None and inventory.total_devices > 0 else "cpu"
+
+
+def choose_execution(spec: RunSpec, settings: ExecutionSettings, device: Literal["cpu", "cuda"]) -> Execution:
+    """Gang and micro-batch of a run.
+
+    The world is the largest divisor of the batch that max_ranks allows; the micro-batch the largest divisor of a
+    rank's share whose states and activations stay within memory_gb_per_rank. Raises ValueError where none does.
+    """
+    batch = spec.recipe.batch_sequences
+    most_ranks = 1 if settings.launcher == "inline" else settings.max_ranks
+    fixed = None if isinstance(settings.micro_batch_sequences, str) else settings.micro_batch_sequences
+    passes = batch // fixed if fixed else batch
+    world_size = max(ranks for ranks in range(1, min(most_ranks, passes) + 1) if passes % ranks == 0)
+    share = batch // world_size
+    candidates = [fixed] if fixed else [count for count in range(share, 0, -1) if share % count == 0]
+    bound = settings.memory_gb_per_rank * BYTES_PER_GB
+    for micro_batch in candidates:
+        execution = Execution(
+            world_size=world_size,
+            micro_batch_sequences=micro_batch,
+            zero_stage=settings.zero_stage,
+            device=device,
+            threads_per_rank=settings.threads_per_rank,
+        )
+        memory = rank_memory(spec, execution)
+        if memory.total_bytes <= bound:
+            return execution
+    raise ValueError(
+        f"execution.memory_gb_per_rank: {settings.memory_gb_per_rank:g} GB do not hold a micro-batch of {candidates[-1]} "
+        f"sequences at width {spec.shape.width} and {spec.shape.num_layers} layers, which needs "
+        f"{short_number(memory.total_bytes, 3)}B bytes ({short_number(memory.states_bytes, 3)}B of them states). "
+        "Raise it, or use zero_stage: 3 with more max_ranks"
+    )
+
+
+def rank_memory(spec: RunSpec, execution: Execution) -> MemoryEstimate:
+    """Memory of one rank of a run."""
+    return training_memory(spec.shape, execution, spec.precision)

@@ -81,6 +81,8 @@ def _check(request: GangRequest) -> None:
         if not (math.isfinite(value) and value >= 0):
             raise ValueError(f"gang {request.gang_id}: {name} {value} is not a finite number of 0 or more")
     devices = request.devices_per_rank
+    if devices == 0 and request.cpus_per_rank == 0:
+        raise ValueError(f"gang {request.gang_id}: a rank needs a part of a core or of a device, and asks for neither")
     if 0 < devices < 1 and request.world_size > 1:
         raise ValueError(
             f"gang {request.gang_id}: {request.world_size} ranks with {devices:g} of a device each. Ranks that share "

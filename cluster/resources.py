@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 
 class GangLost(RuntimeError):
@@ -159,7 +159,10 @@ class Gang(Protocol):
 class Launcher(Protocol):
     """Opens gangs. `inline` and `ray` behave alike; the simulator is a third."""
 
-    kind: Literal["inline", "ray", "fake"]
+    @property
+    def kind(self) -> str:
+        """inline, ray, or the name of a simulated cluster."""
+        ...
 
     def inventory(self) -> Inventory:
         """What there is, and what is free. Raises ClusterUnreachable."""

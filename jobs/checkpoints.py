@@ -8,7 +8,6 @@ rank goes on unless all of them found it whole.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,7 +57,14 @@ class Manifest(Frozen):
 
 
 def save_state(
-    folder: Path, engine: Engine, peers: Peers, *, spec: RunSpec, step: int, attempt: int, final: FinalLoss | None = None
+    folder: Path,
+    engine: Engine,
+    peers: Peers,
+    *,
+    spec: RunSpec,
+    step: int,
+    attempt: int,
+    final: FinalLoss | None = None,
 ) -> StateRef:
     """Commit the engine's state at `step` as `folder`; each rank writes one shard. Collective.
 

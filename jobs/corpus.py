@@ -11,35 +11,25 @@ position: training and validation are disjoint, and a document keeps its side wh
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import importlib.metadata
 import logging
-import platform
-import re
 import shutil
-import struct
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import Field, model_validator
 
-from jobs.corpus_files import (
-    LOADERS,
-    file_states,
-    named_files,
-    standard_library_files,
-    standard_library_root,
-)
+from jobs.corpus_sources import LOADERS, LocatedSource, locate, unreachable
+from jobs.corpus_spec import CorpusError, CorpusSpec
+from jobs.document_split import DocumentSplit, split_documents
 from jobs.evaluation_windows import Evaluation
 from jobs.identity import digest
-from jobs.spec import Frozen
-from jobs.storage import commit, sha256_of_file, sync_file, sync_folder, write_atomically
+from jobs.storage import UNFINISHED_SUFFIX, commit, sha256_of_file, sync_file, sync_folder, write_atomically
 from jobs.token_shards import (
     FORMAT_VERSION,
     MANIFEST_FILE,
@@ -47,37 +37,24 @@ from jobs.token_shards import (
     VALIDATION_BYTES_FILE,
     VALIDATION_DOCUMENTS_FILE,
     VALIDATION_FILE,
-    CorpusError,
     FileFacts,
     Manifest,
     PartFacts,
     PreparedCorpus,
     open_corpus,
 )
-from jobs.tokenization import (
-    NUM_BYTES,
-    TOKENIZER_FILE,
-    BytesTokenizer,
-    DocumentTokenizer,
-    load_hf_tokenizer,
-    train_bpe,
-)
+from jobs.tokenization import TOKENIZER_FILE, BytesTokenizer, DocumentTokenizer, load_hf_tokenizer, train_bpe
 
 __all__ = ["CorpusError", "CorpusSpec", "Evaluation", "PreparedCorpus", "open_corpus", "prepare"]
 
 logger = logging.getLogger(__name__)
 
-# Raised when the same source and spec give other shards than before: prepared corpora are then made anew.
-PREPARATION_VERSION = 1
-
 # Documents handed to a tokenizer at once, and rows read at once.
 BATCH_DOCUMENTS = 500
 
-# BPE merges are learnt from at most so much text, drawn by content hash: merges have settled by then, and training
-# needs several times this in memory (guess; compare bytes per token at twice as much).
-BPE_TRAINING_BYTES = 256 << 20
-
-COMMIT_HASH = re.compile(r"[0-9a-f]{40}")
+# BPE merges are learnt from at most so much text, drawn by content hash. Guess that they have settled by then; to test
+# it, compare bytes per token with twice as much.
+BPE_TRAINING_BYTES = 64 << 20
 
 
 def prepare(spec: CorpusSpec, root: Path) -> PreparedCorpus:
@@ -88,34 +65,40 @@ def prepare(spec: CorpusSpec, root: Path) -> PreparedCorpus:
     """
     located = locate(spec)
     folder = root / located.folder_name
-    if (folder / MANIFEST_FILE).exists():
+    if folder.exists():
         return open_corpus(folder)
     try:
         root.mkdir(parents=True, exist_ok=True)
         with _only_preparer(folder):
-            if not (folder / MANIFEST_FILE).exists():
+            if not folder.exists():
                 _make(located, folder)
-    except PermissionError as error:
+    except OSError as error:
         raise CorpusError(
-            f"{root}: no permission to write a prepared corpus ({error}). Set SCALING_HOME to a folder of yours."
+            f"{root}: a prepared corpus cannot be written there ({error}). It needs room, permission and file locks "
+            "(`datasets` too): set SCALING_HOME to a folder that has them."
         ) from error
     return open_corpus(folder)
 
 
 @contextmanager
 def _only_preparer(folder: Path) -> Iterator[None]:
-    """Hold the right to make `folder`; the lock of a process that died is free at once."""
+    """Wait until no other process makes `folder`; the lock of one that died is free at once."""
     with (folder.parent / f".{folder.name}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            logger.info("corpus %s: another process is preparing it; waiting", folder.name)
+            fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 
 
 def _make(located: LocatedSource, folder: Path) -> None:
     """Write the corpus beside `folder` and make it visible in one rename."""
-    for leftover in folder.parent.glob(f".{folder.name}.*.tmp"):
+    logger.info("corpus %s: preparing", folder.name)
+    for leftover in folder.parent.glob(f".{folder.name}.*{UNFINISHED_SUFFIX}"):
         # Of a preparation that was killed: the lock says that nobody is writing there.
         shutil.rmtree(leftover)
-    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=".tmp", dir=folder.parent))
+    work = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", suffix=UNFINISHED_SUFFIX, dir=folder.parent))
     try:
         built = work / "corpus"
         built.mkdir()
@@ -123,12 +106,12 @@ def _make(located: LocatedSource, folder: Path) -> None:
         commit(built, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
-    logger.info("corpus %s: prepared", folder.name)
 
 
 def _write_corpus(located: LocatedSource, built: Path, cache: Path) -> None:
     documents = _load_documents(located, cache)
-    sides = _split(documents, located.spec)
+    batches = (batch["text"] for batch in documents.iter(batch_size=BATCH_DOCUMENTS))
+    sides = split_documents(batches, located.spec.validation_fraction, located.spec.split_seed)
     tokenizer = _tokenizer(located.spec, documents, sides)
     dtype = "<u2" if tokenizer.vocab_size <= 1 << 16 else "<u4"
     shards = {}
@@ -182,24 +165,35 @@ def _load_documents(located: LocatedSource, cache: Path) -> Any:
 
     spec = located.spec
     datasets.disable_progress_bars()
-    if spec.source == "python-stdlib":
-        return datasets.Dataset.from_generator(
-            _source_texts,
-            features=datasets.Features({"text": datasets.Value("string")}),
-            gen_kwargs={"paths": [str(path) for path in located.files]},
-            cache_dir=str(cache),
-            # The cache is a folder of this preparation alone, so that no fingerprint can find stale text in it.
-            fingerprint=digest({"states": located.states}),
-        )
     try:
-        parts = _load_files(located.files, spec, cache) if spec.source == "files" else [_load_hub(located, cache)]
+        if spec.source == "python-stdlib":
+            parts = [_load_standard_library(located, cache)]
+        elif spec.source == "files":
+            parts = _load_files(located.files, spec, cache)
+        else:
+            parts = [_load_hub(located, cache)]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if located.revision is not None:
-            raise unreachable(spec, error) from error
+        if isinstance(error, CorpusError):
+            raise
         # The loaders wrap what happened in "An error occurred while generating the dataset".
-        raise CorpusError(f"corpus.path: {spec.path!r} cannot be read: {error.__cause__ or error}") from error
+        raise CorpusError(
+            f"corpus.path: {spec.path or spec.source!r} cannot be read: {error.__cause__ or error}"
+        ) from error
     texts = [_text_alone(part, spec) for part in parts]
     return texts[0] if len(texts) == 1 else datasets.concatenate_datasets(texts)
+
+
+def _load_standard_library(located: LocatedSource, cache: Path) -> Any:
+    import datasets
+
+    return datasets.Dataset.from_generator(
+        _source_texts,
+        features=datasets.Features({"text": datasets.Value("string")}),
+        gen_kwargs={"paths": [str(path) for path in located.files]},
+        cache_dir=str(cache),
+        # The cache is a folder of this preparation alone, so that no fingerprint can find stale text in it.
+        fingerprint=digest(located.states),
+    )
 
 
 def _source_texts(paths: Sequence[str]) -> Iterator[dict[str, str]]:
@@ -221,7 +215,7 @@ def _load_files(files: Sequence[Path], spec: CorpusSpec, cache: Path) -> list[An
             continue
         whole_files = {"sample_by": "document"} if loader == "text" else {}
         part = datasets.load_dataset(loader, data_files=paths, split="train", cache_dir=str(cache), **whole_files)
-        parts.append(part.rename_column("text", spec.text_column) if loader == "text" else part)
+        parts.append(part.rename_columns({"text": spec.text_column}) if loader == "text" else part)
     return parts
 
 
@@ -229,9 +223,14 @@ def _load_hub(located: LocatedSource, cache: Path) -> Any:
     import datasets
 
     spec = located.spec
-    # A local folder may change under the same name, so its cache is not shared; a commit cannot.
-    place = {"cache_dir": str(cache)} if located.revision is None else {"revision": located.revision}
-    return datasets.load_dataset(spec.path, spec.name, split=spec.split or "train", **place)
+    split = spec.split or "train"
+    if located.revision is None:
+        # A local folder may change under the same name, so its cache is not kept; that of a commit is.
+        return datasets.load_dataset(spec.path, spec.name, split=split, cache_dir=str(cache))
+    try:
+        return datasets.load_dataset(spec.path, spec.name, split=split, revision=located.revision)
+    except Exception as error:  # As in `locate`: errors of whatever HTTP client the release has.
+        raise unreachable(spec, error) from error
 
 
 def _text_alone(documents: Any, spec: CorpusSpec) -> Any:

@@ -1,4 +1,4 @@
-"""Finds a corpus before a word of it is read: which files, or which commit of the hub, and what tells that they changed.
+"""Finds a corpus before a word of it is read: which files, or which commit, and what tells of a change.
 
 A local source is known by the names, sizes and times of its files, a hub data set by its commit.
 """
@@ -73,6 +73,7 @@ class LocatedSource:
 
 
 def locate(spec: CorpusSpec) -> LocatedSource:
+    """Find the files or the commit of a corpus. Raises ValueError for what a user gave, CorpusError for the hub."""
     files: list[Path] = []
     revision = None
     if spec.source == "python-stdlib":
@@ -100,12 +101,11 @@ def _pinned_revision(spec: CorpusSpec) -> str:
     if spec.revision is not None and COMMIT_HASH.fullmatch(spec.revision):
         return spec.revision
     import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
 
     assert spec.path is not None
     try:
         commit_hash = huggingface_hub.HfApi().dataset_info(spec.path, revision=spec.revision).sha
-    except (OSError, HFValidationError) as error:
+    except Exception as error:  # Its HTTP client raises errors of its own, and which client it is changes by release.
         raise unreachable(spec, error) from error
     if commit_hash is None:
         raise CorpusError(f"corpus.path: the hub names no commit of {spec.path!r}. Give corpus.revision.")
@@ -119,7 +119,8 @@ def _pinned_revision(spec: CorpusSpec) -> str:
 
 
 def unreachable(spec: CorpusSpec, error: Exception) -> CorpusError:
-    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    """What to say when the hub did not give a data set: its reason in one line, and the ways out."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
     return CorpusError(
         f"corpus.path: data set {spec.path!r} could not be had from the Hugging Face hub: {reason}. Check its name "
         "(owner/name) and revision. Without a network: prepare it where there is one and share HF_HOME, "

@@ -7,7 +7,9 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from jobs.spec import Frozen
-from jobs.tokenization import NUM_BYTES
+
+# The 256 bytes, the boundary, and one merge.
+MIN_BPE_VOCAB_SIZE = 258
 
 
 class CorpusError(ValueError):
@@ -28,7 +30,7 @@ class CorpusSpec(Frozen):
     """Commit of a hub data set. Without it the newest is looked up, pinned and reported."""
     text_column: str = "text"
     tokenizer: Literal["bytes", "bpe", "hf"] = "bytes"
-    bpe_vocab_size: int | None = Field(default=None, gt=NUM_BYTES + 1, le=1 << 24)
+    bpe_vocab_size: int | None = Field(default=None, ge=MIN_BPE_VOCAB_SIZE, le=1 << 24)
     """Ids in all, boundary included; of the tokenizer `bpe`."""
     hf_tokenizer: str | None = None
     """Path of a tokenizer.json, or owner/name@revision on the hub; of the tokenizer `hf`."""

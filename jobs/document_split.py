@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -33,17 +33,20 @@ class DocumentSplit:
     dropped_empty: int
 
 
-def _split(documents: Any, spec: CorpusSpec) -> DocumentSplit:
+def split_documents(
+    batches: Iterable[Sequence[str | None]], validation_fraction: float, split_seed: int
+) -> DocumentSplit:
     """Drop empty documents and exact duplicates (the first stays), then draw the side of each by its content.
 
+    A document is held out where blake2b(its content, key=split_seed) is below validation_fraction of its range.
     Raises CorpusError if a side is left without documents.
     """
-    key = struct.pack("<Q", spec.split_seed)
+    key = struct.pack("<Q", split_seed)
     contents = bytearray()
     draws = bytearray()
     sizes = []
-    for batch in documents.iter(batch_size=BATCH_DOCUMENTS):
-        for text in batch["text"]:
+    for batch in batches:
+        for text in batch:
             encoded = (text or "").encode("utf-8")
             content = hashlib.blake2b(encoded, digest_size=16).digest()
             contents += content
@@ -54,9 +57,9 @@ def _split(documents: Any, spec: CorpusSpec) -> DocumentSplit:
     words = np.frombuffer(bytes(contents), dtype=[("high", "<u8"), ("low", "<u8")])[rows]
     kept = np.sort(rows[np.unique(words, return_index=True)[1]])
     draw_of_row = np.frombuffer(bytes(draws), dtype="<u8").astype(np.uint64)
-    is_validation = draw_of_row[kept] < np.uint64(int(spec.validation_fraction * 2.0**64))
+    is_validation = draw_of_row[kept] < np.uint64(int(validation_fraction * 2.0**64))
     validation = kept[is_validation]
-    sides = DocumentSplit(
+    split = DocumentSplit(
         train=kept[~is_validation],
         validation=validation[np.argsort(draw_of_row[validation], kind="stable")],
         draws=draw_of_row,
@@ -64,10 +67,10 @@ def _split(documents: Any, spec: CorpusSpec) -> DocumentSplit:
         dropped_duplicates=len(rows) - len(kept),
         dropped_empty=len(sizes) - len(rows),
     )
-    if not len(sides.train) or not len(sides.validation):
+    if not len(split.train) or not len(split.validation):
         raise CorpusError(
-            f"corpus: {len(kept):,} distinct documents with validation_fraction {spec.validation_fraction} give "
-            f"{len(sides.train):,} for training and {len(sides.validation):,} for validation; both need one. "
+            f"corpus: {len(kept):,} distinct documents with validation_fraction {validation_fraction} give "
+            f"{len(split.train):,} for training and {len(split.validation):,} for validation; both need one. "
             "Use more documents (a .txt file is one), another validation_fraction or another split_seed."
         )
-    return sides
+    return split

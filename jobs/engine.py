@@ -23,6 +23,14 @@ from jobs.spec import Execution, RunSpec
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
+# Process groups that DeepSpeed keeps in module variables.
+DEEPSPEED_GROUPS = (
+    "_WORLD_GROUP",
+    "_DATA_PARALLEL_GROUP",
+    "_MODEL_PARALLEL_GROUP",
+    "_ZERO_PARAM_INTRA_PARALLEL_GROUP",
+)
+
 
 @dataclass(frozen=True)
 class StepResult:
@@ -79,7 +87,7 @@ class Engine:
         Returns their mean loss in nats per token. The gradient waits for `step`.
         """
         total = 0.0
-        micro_batches = rows.to(self.device).split(self._micro_batch_sequences)
+        micro_batches = torch.split(rows.to(self.device), self._micro_batch_sequences)
         for index, tokens in enumerate(micro_batches):
             if index:
                 # DeepSpeed counts micro-batches by calls of step, which does nothing else before the last one.
@@ -185,7 +193,7 @@ class Engine:
 
         self._deepspeed.destroy()
         deepspeed.comm.comm.cdb = None
-        for name in ("_WORLD_GROUP", "_DATA_PARALLEL_GROUP", "_MODEL_PARALLEL_GROUP", "_ZERO_PARAM_INTRA_PARALLEL_GROUP"):
+        for name in DEEPSPEED_GROUPS:
             setattr(deepspeed.utils.groups, name, None)
 
 

@@ -21,7 +21,10 @@ def deepspeed_config(spec: RunSpec, execution: Execution) -> dict[str, Any]:
     takes a phantom optimizer step at construction (DeepSpeed issue 5104), and the whole grid takes one numeric path.
     """
     if execution.zero_stage not in (1, 2, 3):
-        raise ValueError(f"execution.zero_stage: {execution.zero_stage} is refused (stage 0 trains differently in bf16). Use 1, 2 or 3")
+        raise ValueError(
+            f"execution.zero_stage: {execution.zero_stage} is refused, since stage 0 trains differently in bf16. "
+            "Use 1, 2 or 3"
+        )
     return {
         "train_batch_size": spec.recipe.batch_sequences,
         "train_micro_batch_size_per_gpu": execution.micro_batch_sequences,

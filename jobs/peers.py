@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
+from torch.distributed import HashStore, TCPStore  # type: ignore[attr-defined]
 
 STORE_KEY = "torch-store"
 
@@ -47,13 +48,11 @@ class Peers:
         return self.rank == 0
 
     @classmethod
-    def join(
-        cls, directory: Directory, *, rank: int, world_size: int, on_one_node: bool, backend: str
-    ) -> Peers:
+    def join(cls, directory: Directory, *, rank: int, world_size: int, on_one_node: bool, backend: str) -> Peers:
         """Form the process group (gloo or nccl). Raises TimeoutError if rank 0 does not publish its store."""
         peers = cls(rank, world_size)
         if world_size == 1:
-            store: Any = dist.HashStore()
+            store: Any = HashStore()
         else:
             store = _shared_store(directory, rank, world_size, on_one_node)
         if on_one_node:
@@ -126,14 +125,14 @@ def _shared_store(directory: Directory, rank: int, world_size: int, on_one_node:
     timeout = timedelta(seconds=JOIN_TIMEOUT_S)
     if rank != 0:
         host, _, port = directory.lookup(STORE_KEY, JOIN_TIMEOUT_S).rpartition(":")
-        return dist.TCPStore(host, int(port), world_size, is_master=False, timeout=timeout)
+        return TCPStore(host, int(port), world_size, is_master=False, timeout=timeout)
     # The socket is bound before its port is told, so no other process can take the port in between.
     host = "127.0.0.1" if on_one_node else _own_address()
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.bind((host, 0))
     listener.listen()
     port = listener.getsockname()[1]
-    store = dist.TCPStore(
+    store = TCPStore(
         host,
         port,
         world_size,

@@ -202,9 +202,8 @@ def _read_manifest(path: Path) -> Manifest:
     try:
         manifest = Manifest.model_validate_json(path.read_bytes())
     except FileNotFoundError as error:
-        raise CorpusError(
-            f"{path.parent} holds no prepared corpus: {path.name} is missing. Prepare it first."
-        ) from error
+        way_out = _again(path) if path.parent.exists() else "Prepare it first."
+        raise CorpusError(f"{path.parent} holds no prepared corpus: {path.name} is missing. {way_out}") from error
     except ValidationError as error:
         raise CorpusError(f"{path} is not a manifest that this version reads: {error}. {_again(path)}") from error
     if manifest.format_version != FORMAT_VERSION:

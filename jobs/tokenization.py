@@ -17,6 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from jobs.corpus_spec import MIN_BPE_VOCAB_SIZE
 from jobs.storage import sha256_of_bytes
 
 NUM_BYTES = 256
@@ -141,10 +142,10 @@ def train_bpe(texts: Iterable[str], vocab_size: int) -> HuggingFaceTokenizer:
     """
     import tokenizers
 
-    if vocab_size <= NUM_BYTES + 1:
+    if vocab_size < MIN_BPE_VOCAB_SIZE:
         raise ValueError(
-            f"a byte-level BPE needs more than {NUM_BYTES + 1} ids (bytes and boundary), got {vocab_size}. "
-            "Raise bpe_vocab_size or use the bytes tokenizer."
+            f"bpe_vocab_size: a byte-level BPE needs {MIN_BPE_VOCAB_SIZE} ids or more, got {vocab_size}. "
+            "Raise it or use the bytes tokenizer."
         )
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
     tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -182,8 +183,8 @@ def load_hf_tokenizer(name: str) -> HuggingFaceTokenizer:
         )
     except Exception as error:  # The library raises bare Exception whatever failed: network, name or content.
         raise ValueError(
-            f"hf_tokenizer: {name!r} is no local file and could not be fetched from the Hugging Face hub: {error}. "
-            "Give the path of a tokenizer.json, or fetch it once where there is a network."
+            f"hf_tokenizer: {name!r} is no local file and could not be fetched from the Hugging Face hub: "
+            f"{str(error).rstrip('.')}. Give the path of a tokenizer.json, or fetch it once where there is a network."
         ) from error
 
 

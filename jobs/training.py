@@ -7,7 +7,7 @@ import math
 import os
 import socket
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -18,28 +18,28 @@ from jobs.accounting import train_flops_per_token
 from jobs.checkpoints import drop_state, load_state, save_state
 from jobs.engine import Engine, StepResult
 from jobs.evaluating import document_losses
+from jobs.evaluation_windows import Evaluation
 from jobs.identity import state_fingerprint
 from jobs.journal import JournalWriter, LineKind
 from jobs.peers import Peers
-from jobs.records import FinalLoss, is_recorded
-from jobs.spec import ChainPayload, Segment
+from jobs.records import DocumentLosses, FinalLoss, is_recorded
+from jobs.spec import ChainPayload, Segment, StateRef
 from jobs.storage import AttemptPaths
 
 logger = logging.getLogger(__name__)
 
 # A model that guesses uniformly has loss ln V. One that stays this far above it for this many steps does not come
-# back: the bound is far beyond every spike from which runs were seen to recover (guess; lower it where a quality
-# gate shows runs that were trained on in vain). It looks at the loss alone, not at its past, so that a resumed run is
-# judged like an undisturbed one.
+# back: both are far beyond every spike from which a run was seen to recover (guess; lower them if a quality gate shows
+# runs that trained on in vain). The rule does not look at earlier losses, so a resumed run is judged like any other.
 DIVERGED_ABOVE_UNIFORM_NATS = 3.0
 DIVERGED_STEPS = 50
 
-# Checkpoints in the middle of a segment that are kept: the newest, and the one before it.
+# Checkpoints inside a segment that are kept: the newest, and the one before it in case the newest is damaged.
 KEPT_CHECKPOINTS = 2
 
 
 class Link(Protocol):
-    """What the loop says to its host, and hears from it."""
+    """What the loop tells its host, and hears from it."""
 
     def heartbeat(self, step: int) -> None: ...
 
@@ -47,18 +47,18 @@ class Link(Protocol):
 
 
 class Corpus(Protocol):
-    """Where batches come from (jobs.corpus.PreparedCorpus)."""
+    """Where tokens come from (jobs.corpus.PreparedCorpus)."""
 
     def batch(
         self, data_seed: int, step: int, batch_sequences: int, sequence_length: int, rows: slice
     ) -> npt.NDArray[Any]: ...
 
-    def evaluation(self, tokens: int, sequence_length: int) -> Any: ...
+    def evaluation(self, tokens: int, sequence_length: int) -> Evaluation: ...
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended, at which step, and why if not by finishing."""
+    """How an attempt ended, at which step, and why if it did not finish."""
 
     kind: Literal["finished", "diverged", "preempted"]
     step: int
@@ -67,129 +67,223 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Pulse:
-    """What the ranks know of a step together: the loss of the whole batch in nats per token, and what is asked."""
+    """What all ranks know of a step: the loss of the whole batch in nats per token, and what is asked of them."""
 
     loss: float
     leave: bool
     checkpoint: bool
 
 
-@dataclass
 class Attempt:
-    """One try of a gang at a chain, as one rank sees it. `journal` is rank 0's alone."""
+    """One try of a gang at a chain, as one rank sees it. `journal` is given to rank 0 alone."""
 
-    payload: ChainPayload
-    engine: Engine
-    corpus: Corpus
-    peers: Peers
-    link: Link
-    journal: JournalWriter | None
-    checkpoints: list[Path] = field(default_factory=list)
-    leaving: bool = False
-    saved_at: float = field(default_factory=time.monotonic)
-    steps_above_uniform: int = 0
+    def __init__(
+        self,
+        payload: ChainPayload,
+        engine: Engine,
+        corpus: Corpus,
+        peers: Peers,
+        link: Link,
+        journal: JournalWriter | None,
+    ) -> None:
+        self._payload = payload
+        self._spec = payload.spec
+        self._paths = AttemptPaths(Path(payload.attempt_dir))
+        self._engine = engine
+        self._corpus = corpus
+        self._peers = peers
+        self._link = link
+        self._journal = journal
+        self._checkpoints: list[Path] = []
+        self._saved_at = time.monotonic()
+        self._gauges = Gauges(payload)
+        self._leave = False
+        self._steps_above_uniform = 0
 
     def run(self) -> Outcome:
-        """Execute the chain from its start or its checkpoint. Raises CheckpointError if that cannot be loaded."""
-        step = self._start()
-        for segment in self.payload.segments:
+        """Execute the chain from its start, or from the state that it resumes.
+
+        Raises CheckpointError if that state is damaged or of another run, ValueError if it lies outside the chain.
+        """
+        step = self._begin()
+        for segment in self._payload.segments:
             if segment.end_step <= step:
                 continue
             outcome = self._train(segment, step) or self._finish(segment)
             if outcome is not None:
                 return self._end(segment, outcome)
             step = segment.end_step
-        return self._end(self.payload.segments[-1], Outcome("finished", step))
+        return self._end(self._payload.segments[-1], Outcome("finished", step))
 
-    def _start(self) -> int:
-        resume, first = self.payload.resume, self.payload.segments[0]
-        step = first.start_step if resume is None else resume.step
-        if (resume is None and step) or not first.start_step <= step < self.payload.segments[-1].end_step:
+    def _begin(self) -> int:
+        resume, segments = self._payload.resume, self._payload.segments
+        step = resume.step if resume is not None else 0
+        if not segments[0].start_step <= step < segments[-1].end_step:
             raise ValueError(
-                f"the chain [{first.start_step}, {self.payload.segments[-1].end_step}) cannot begin at step {step} "
-                f"{'without' if resume is None else 'from'} a state. Give the state at its start, or one inside it"
+                f"a chain of steps [{segments[0].start_step}, {segments[-1].end_step}) cannot begin at step {step}. "
+                "Resume it from the state of its parent, or from one inside it"
             )
         if resume is not None:
-            load_state(resume, self.engine, self.peers, spec=self.payload.spec)
-        self._note(
-            "begin",
-            first,
-            step,
-            {
-                "resumed_from": step,
-                "world_size": self.peers.world_size,
-                "host": socket.gethostname(),
-                "pid": os.getpid(),
-            },
-        )
+            load_state(resume, self._engine, self._peers, spec=self._spec)
+        where = {"world_size": self._peers.world_size, "host": socket.gethostname(), "pid": os.getpid()}
+        self._note("begin", segments[0], step, {"resumed_from": step, **where})
         return step
 
     def _train(self, segment: Segment, step: int) -> Outcome | None:
-        """Steps up to the end of the segment. Returns the outcome if the attempt ends inside it."""
-        gauges = Gauges(self.payload)
+        """Take the steps of a segment from `step` on. Returns an outcome if the attempt ends among them."""
+        self._gauges.reset()
         while step < segment.end_step:
-            pulse = self._exchange(self.engine.backward(self._rows(step)))
+            pulse = self._exchange(self._engine.backward(self._own_rows(step)))
             if not math.isfinite(pulse.loss):
-                return Outcome("diverged", step, f"loss {pulse.loss} at step {step}")
-            multiplier = self.payload.spec.schedule.multiplier(step)
-            result = self.engine.step(multiplier)
+                return Outcome("diverged", step, f"loss {pulse.loss} in step {step + 1}")
+            multiplier = self._spec.schedule.multiplier(step)
+            result = self._engine.step(multiplier)
             if not result.applied or not math.isfinite(result.gradient_norm):
-                return Outcome("diverged", step, f"gradient norm {result.gradient_norm} at step {step}")
+                return Outcome("diverged", step, f"gradient norm {result.gradient_norm} in step {step + 1}")
             step += 1
-            gauges.count()
-            self.link.heartbeat(step)
+            self._link.heartbeat(step)
+            self._gauges.count_step()
             if is_recorded(step):
-                self._note("metrics", segment, step, gauges.read(step, pulse, multiplier, result))
-            if self._is_lost(pulse.loss):
-                return Outcome("diverged", step, f"loss {pulse.loss:.3f} stayed above that of uniform guessing")
+                self._note("metrics", segment, step, self._gauges.read(step, multiplier, pulse, result))
+            if self._stays_above_uniform(pulse.loss):
+                return Outcome("diverged", step, f"loss {pulse.loss:.3f} after {DIVERGED_STEPS} steps above uniform")
             if step < segment.end_step and (pulse.leave or pulse.checkpoint):
                 self._save_checkpoint(segment, step)
-                gauges.pause()
                 if pulse.leave:
                     return Outcome("preempted", step, "asked to leave")
         return None
 
-    def _rows(self, step: int) -> torch.Tensor:
-        """This rank's sequences of the batch of a step: the batch is the same for every gang, cut in order."""
-        spec = self.payload.spec
-        per_rank = spec.recipe.batch_sequences // self.peers.world_size
-        rows = slice(self.peers.rank * per_rank, (self.peers.rank + 1) * per_rank)
+    def _own_rows(self, step: int) -> torch.Tensor:
+        """This rank's sequences, [B / ranks, T + 1]: the batch of a step is the same for every gang, cut in order."""
+        num_rows = self._spec.recipe.batch_sequences // self._peers.world_size
+        rows = slice(self._peers.rank * num_rows, (self._peers.rank + 1) * num_rows)
         return torch.from_numpy(
-            self.corpus.batch(spec.data_seed, step, spec.recipe.batch_sequences, spec.shape.sequence_length, rows)
+            self._corpus.batch(
+                self._spec.data_seed, step, self._spec.recipe.batch_sequences, self._spec.shape.sequence_length, rows
+            )
         )
 
     def _exchange(self, own_loss: float) -> Pulse:
-        """One exchange a step: all ranks hear the same loss, and leave or save at the same step."""
-        due = self.peers.is_first and time.monotonic() - self.saved_at > self.payload.checkpoint_interval_s
-        loss, leave, checkpoint = self.peers.sum([own_loss, self.link.should_leave(), due])
-        self.leaving = leave > 0
-        return Pulse(loss=loss / self.peers.world_size, leave=self.leaving, checkpoint=checkpoint > 0)
+        """One exchange a step: all ranks hear the same loss, and save or leave after the same step."""
+        due = self._peers.is_first and time.monotonic() - self._saved_at > self._payload.checkpoint_interval_s
+        loss, leave, checkpoint = self._peers.sum((own_loss, float(self._link.should_leave()), float(due)))
+        self._leave = leave > 0
+        return Pulse(loss=loss / self._peers.world_size, leave=self._leave, checkpoint=checkpoint > 0)
 
-    def _is_lost(self, loss: float) -> bool:
-        bound = math.log(self.payload.spec.shape.vocab_size) + DIVERGED_ABOVE_UNIFORM_NATS
-        self.steps_above_uniform = self.steps_above_uniform + 1 if loss > bound else 0
-        return self.steps_above_uniform >= DIVERGED_STEPS
+    def _stays_above_uniform(self, loss: float) -> bool:
+        bound = math.log(self._spec.shape.vocab_size) + DIVERGED_ABOVE_UNIFORM_NATS
+        self._steps_above_uniform = self._steps_above_uniform + 1 if loss > bound else 0
+        return self._steps_above_uniform >= DIVERGED_STEPS
 
     def _save_checkpoint(self, segment: Segment, step: int) -> None:
-        """Commit a state in the middle of a segment; of the older ones the last is kept."""
+        """Commit a state inside a segment."""
         reference = self._save(step)
         self._note("checkpoint", segment, step, {"path": reference.path, "manifest_digest": reference.manifest_digest})
-        self.checkpoints.append(Path(reference.path))
-        self._drop(self.checkpoints[:-KEPT_CHECKPOINTS])
+        self._checkpoints.append(Path(reference.path))
+        self._drop_checkpoints(self._checkpoints[:-KEPT_CHECKPOINTS])
 
     def _finish(self, segment: Segment) -> Outcome | None:
-        """Commit the state that ends a segment, with the final loss if a run ends here."""
+        """Commit the state that ends a segment, with the final loss if a run ends there."""
         step = segment.end_step
-        assert segment.state_id == state_fingerprint(self.payload.spec, step), "the plan names another state"
-        final = self._evaluate(step) if segment.state_id in self.payload.final_segments else None
-        if final is not None and not math.isfinite(final.loss_nats_per_token):
-            return Outcome("diverged", step, f"held-out loss {final.loss_nats_per_token}")
+        assert segment.state_id == state_fingerprint(self._spec, step), f"{segment} names the state of another run"
+        final = None
+        if segment.state_id in self._payload.final_segments:
+            evaluation = self._corpus.evaluation(self._payload.evaluation.tokens, self._spec.shape.sequence_length)
+            losses = document_losses(
+                self._engine,
+                evaluation,
+                self._peers,
+                windows_a_pass=self._payload.execution.micro_batch_sequences,
+                alive=lambda: self._link.heartbeat(step),
+            )
+            if not math.isfinite(losses.loss):
+                return Outcome("diverged", step, f"held-out loss {losses.loss} after step {step}")
+            final = self._record_losses(step, losses, evaluation)
         reference = self._save(step, final)
         data = {"path": reference.path, "manifest_digest": reference.manifest_digest}
         self._note("state", segment, step, {"state_id": segment.state_id, **data})
         if final is not None:
             self._note("final", segment, step, final.journal_data(segment.state_id))
-        self._drop(list(self.checkpoints))
-        if self.leaving and segment is not self.payload.segments[-1]:
+        self._drop_checkpoints(list(self._checkpoints))
+        if self._leave and segment is not self._payload.segments[-1]:
             return Outcome("preempted", step, "asked to leave")
         return None
+
+    def _record_losses(self, step: int, losses: DocumentLosses, evaluation: Evaluation) -> FinalLoss:
+        path = self._paths.evaluation(step)
+        return FinalLoss(
+            loss_nats_per_token=losses.loss,
+            loss_standard_error=losses.standard_error,
+            bits_per_byte=losses.bits_per_byte,
+            tokens=evaluation.num_tokens,
+            documents=evaluation.num_documents,
+            evaluation_digest=evaluation.digest,
+            path=str(path),
+            sha256=losses.save(path) if self._peers.is_first else "",
+        )
+
+    def _save(self, step: int, final: FinalLoss | None = None) -> StateRef:
+        reference = save_state(
+            self._paths.state(step),
+            self._engine,
+            self._peers,
+            spec=self._spec,
+            step=step,
+            attempt=self._payload.attempt,
+            final=final,
+        )
+        self._saved_at = time.monotonic()
+        self._gauges.reset()
+        return reference
+
+    def _drop_checkpoints(self, folders: list[Path]) -> None:
+        for folder in folders:
+            self._checkpoints.remove(folder)
+            if self._peers.is_first:
+                drop_state(folder)
+
+    def _note(self, kind: LineKind, segment: Segment, step: int, data: dict[str, Any]) -> None:
+        """Write a line of the journal, on rank 0; what others act on is on the disk before they can read it."""
+        if self._journal is None:
+            return
+        self._journal.write(kind, segment.curve_id, step, step * self._spec.batch_tokens, data)
+        if kind != "metrics":
+            self._journal.sync()
+
+    def _end(self, segment: Segment, outcome: Outcome) -> Outcome:
+        self._note("end", segment, outcome.step, {"outcome": outcome.kind, "reason": outcome.reason})
+        if self._peers.is_first:
+            logger.info(
+                "attempt %d: %s at step %d %s", self._payload.attempt, outcome.kind, outcome.step, outcome.reason
+            )
+        return outcome
+
+
+class Gauges:
+    """What the journal says of a recorded step."""
+
+    def __init__(self, payload: ChainPayload) -> None:
+        self._spec = payload.spec
+        self._train_flops_per_token = train_flops_per_token(payload.spec.shape)
+        self.reset()
+
+    def reset(self) -> None:
+        """Begin a new measurement of speed: what lay between was not training."""
+        self._num_steps = 0
+        self._since = time.perf_counter()
+
+    def count_step(self) -> None:
+        self._num_steps += 1
+
+    def read(self, step: int, multiplier: float, pulse: Pulse, result: StepResult) -> dict[str, float]:
+        """Gauges after `step` optimizer steps; the loss is that of the last step's batch before its update."""
+        tokens_per_s = self._num_steps * self._spec.batch_tokens / (time.perf_counter() - self._since)
+        self.reset()
+        return {
+            "train/loss": pulse.loss,
+            "train/learning_rate": self._spec.recipe.learning_rate * multiplier,
+            "train/grad_norm": result.gradient_norm,
+            "train/tokens_per_s": tokens_per_s,
+            "train/flops": float(step * self._spec.batch_tokens * self._train_flops_per_token),
+            "train/optimizer_step": float(step),
+        }

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from jobs.corpus_spec import MIN_BPE_VOCAB_SIZE
 from jobs.recipe import Rule
 from orchestrator.designs import Point, count_points, design_sizes, expand, repeated_entries
-from orchestrator.numbers import short_number
+from orchestrator.numbers import EXACT_DIGITS, short_number
 from orchestrator.recipes import RunRecipe, resolve_recipe
 from orchestrator.shapes import SizedShape, shape_for
 
@@ -18,8 +19,7 @@ if TYPE_CHECKING:
 # A study beyond this is a slip of the pen: a plan of it would not be read by anybody.
 MOST_RUNS = 100_000
 
-# A BPE vocabulary holds every byte, the boundary token and at least one merge.
-SMALLEST_BPE_VOCAB = 258
+LARGEST_BPE_VOCAB_SIZE = 1 << 24
 
 Path = tuple[str | int, ...]
 
@@ -68,11 +68,11 @@ def find_warnings(study: Study) -> tuple[str, ...]:
         ),
         *(
             (_given(corpus, name) and corpus.source != "hub", f"corpus.{name}", f"the source is {corpus.source}")
-            for name in ("name", "split", "revision", "text_column")
+            for name in ("name", "split", "revision")
         ),
         (_given(corpus, "path") and corpus.source == "python-stdlib", "corpus.path", "the source is python-stdlib"),
         (
-            _given(study.execution, "max_ranks") and study.execution.launcher == "inline",
+            study.execution.max_ranks > 1 and study.execution.launcher == "inline",
             "execution.max_ranks",
             "the inline launcher runs one rank",
         ),
@@ -89,6 +89,8 @@ def _corpus(study: Study) -> Iterator[Problem]:
     if corpus.source in ("files", "hub") and not corpus.path:
         example = "corpus.path: texts/*.txt" if corpus.source == "files" else "corpus.path: roneneldan/TinyStories"
         yield Problem(("corpus", "path"), f"is needed with source {corpus.source}. Use for example {example}")
+    if corpus.source == "python-stdlib" and corpus.text_column != "text":
+        yield Problem(("corpus", "text_column"), "means nothing for source python-stdlib. Remove it")
     if corpus.tokenizer == "hf":
         if not corpus.hf_tokenizer:
             yield Problem(("corpus", "hf_tokenizer"), "is needed with tokenizer hf. Use for example hf_tokenizer: gpt2")
@@ -97,11 +99,11 @@ def _corpus(study: Study) -> Iterator[Problem]:
                 ("model", "vocab_size"),
                 "is needed with tokenizer hf, since sizes depend on it. Write the tokenizer's size, e.g. 50257",
             )
-    if corpus.tokenizer == "bpe" and corpus.bpe_vocab_size < SMALLEST_BPE_VOCAB:
+    if corpus.tokenizer == "bpe" and not MIN_BPE_VOCAB_SIZE <= corpus.bpe_vocab_size <= LARGEST_BPE_VOCAB_SIZE:
         yield Problem(
             ("corpus", "bpe_vocab_size"),
-            f"{corpus.bpe_vocab_size} must be {SMALLEST_BPE_VOCAB} or more (256 bytes, the boundary and one merge). "
-            "Use for example 4096",
+            f"{corpus.bpe_vocab_size} must be {MIN_BPE_VOCAB_SIZE} (256 bytes, the boundary and one merge) to "
+            f"{LARGEST_BPE_VOCAB_SIZE}. Use for example 4096",
         )
 
 
@@ -205,6 +207,11 @@ def _points(study: Study) -> Iterator[Problem]:
         yield Problem(
             ("design", "tokens_per_param_range"), "leaves no cell of the design. Use a wider range or other budgets"
         )
+        return
+    held_out = held_out_sizes(study)
+    if held_out and len({point.size in held_out for point in points}) < 2:
+        left = "nothing to fit" if points[0].size in held_out else "no run of the held-out size"
+        yield Problem(("design", "tokens_per_param_range"), f"leaves {left}. Use a wider range or other budgets")
     seen: dict[tuple[int, int, int], Point] = {}
     recipes: dict[tuple[int, int], RunRecipe] = {}
     for point in points:
@@ -242,7 +249,8 @@ def _one_run(study: Study, point: Point, sized: SizedShape, run: RunRecipe) -> I
         yield Problem(
             ("recipe", "warmup_steps"),
             f"{run.warmup_steps} steps must {what} for {_cell(point)} ({run.total_steps} steps of "
-            f"{short_number(batch_tokens)} tokens). Use at most {longest}, or budgets of {short_number(at_least)} or more",
+            f"{short_number(batch_tokens)} tokens). Use at most {longest}, or budgets of "
+            f"{short_number(at_least)} or more",
         )
     if longest < 1 and not run.warmup_steps and run.fork_step < 1:
         yield Problem(
@@ -262,6 +270,14 @@ def _one_run(study: Study, point: Point, sized: SizedShape, run: RunRecipe) -> I
         )
 
 
+def held_out_sizes(study: Study) -> frozenset[int]:
+    """Sizes asked for whose runs wait for the forecast."""
+    hold_out = study.forecast.hold_out
+    if isinstance(hold_out, str):
+        return frozenset({max(design_sizes(study.design))} if hold_out == "largest_size" else ())
+    return frozenset({hold_out.size})
+
+
 def _steps_needed(study: Study, run: RunRecipe) -> int:
     if run.schedule_kind == "cosine":
         return run.warmup_steps + 1
@@ -269,7 +285,7 @@ def _steps_needed(study: Study, run: RunRecipe) -> int:
 
 
 def _cell(point: Point) -> str:
-    return f"{short_number(point.size)} at {short_number(point.tokens)} tokens"
+    return f"{short_number(point.size, EXACT_DIGITS)} at {short_number(point.tokens, EXACT_DIGITS)} tokens"
 
 
 def _reason(error: ValueError) -> str:

@@ -97,8 +97,8 @@ def _bring_up_to_date(engine: Engine, shown_url: str, create: bool) -> None:
         return
     if not create:
         raise LedgerError(
-            f"the ledger at {shown_url} has schema {_revision(engine) or 'none'}, this version needs {SCHEMA_REVISION}: "
-            "`scaling run` brings it up to date"
+            f"the ledger at {shown_url} has schema {_revision(engine) or 'none'}, this version needs "
+            f"{SCHEMA_REVISION}: `scaling run` brings it up to date"
         )
     # Imported here because only the first opening of a database needs it.
     from alembic import command

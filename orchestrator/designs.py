@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 
 from jobs.accounting import train_flops_per_token
 from jobs.spec import Frozen
-from orchestrator.numbers import Count, Positive, Step, short_number
+from orchestrator.numbers import Count, Positive, Step, parse_number, short_number
 from orchestrator.shapes import SizedShape
 
 # Compute-optimal training of Hoffmann et al. 2022 is near this many tokens per parameter.
@@ -26,7 +26,7 @@ Sizes = Annotated[
     tuple[Count, ...], Field(min_length=1, description="Parameters asked for, default convention (see `model`)")
 ]
 Seeds = Annotated[
-    tuple[Step, ...],
+    tuple[Annotated[Step, Field(lt=2**63)], ...],
     Field(min_length=1, description="Replicates of every point; a seed sets initialisation and order of data"),
 ]
 
@@ -92,7 +92,7 @@ class DesignPoint(Frozen):
 
     size: Count
     tokens: Count
-    seed: Step = 0
+    seed: Step = Field(default=0, lt=2**63)
 
 
 class PointsDesign(Frozen):
@@ -178,15 +178,17 @@ def _budgets(
     params = sized.params.matmul
     if isinstance(design, LadderDesign):
         return [
-            (_whole(multiple * LADDER_TOKENS_PER_PARAM * params), ("multiples", i))
+            (_readable(multiple * LADDER_TOKENS_PER_PARAM * params), ("multiples", i))
             for i, multiple in enumerate(design.multiples)
         ]
     if isinstance(design, IsoflopDesign):
         cells = [(budget / train_flops_per_token(sized.shape), i) for i, budget in enumerate(design.budgets)]
-        return [(_whole(tokens), ("budgets", i)) for tokens, i in cells if _inside(design, tokens / params)]
+        return [(_readable(tokens), ("budgets", i)) for tokens, i in cells if _inside(design, tokens / params)]
     if design.tokens is not None:
         return [(tokens, ("tokens", i)) for i, tokens in enumerate(design.tokens)]
-    return [(_whole(ratio * params), ("tokens_per_param", i)) for i, ratio in enumerate(design.tokens_per_param or ())]
+    return [
+        (_readable(ratio * params), ("tokens_per_param", i)) for i, ratio in enumerate(design.tokens_per_param or ())
+    ]
 
 
 def _inside(design: IsoflopDesign, tokens_per_param: float) -> bool:
@@ -194,5 +196,6 @@ def _inside(design: IsoflopDesign, tokens_per_param: float) -> bool:
     return low <= tokens_per_param <= high
 
 
-def _whole(tokens: float) -> int:
-    return max(1, round(tokens))
+def _readable(tokens: float) -> int:
+    """Tokens to four digits, so that names stay short; rounding to whole steps moves most budgets by more."""
+    return max(1, int(parse_number(f"{tokens:.4g}")))

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Literal
 from cluster.resources import Inventory
 from jobs.accounting import MemoryEstimate, training_memory
 from jobs.spec import Execution, RunSpec
-from orchestrator.numbers import short_number
 
 if TYPE_CHECKING:
     from orchestrator.study import ExecutionSettings
@@ -47,11 +46,11 @@ def choose_execution(spec: RunSpec, settings: ExecutionSettings, device: Literal
         memory = rank_memory(spec, execution)
         if memory.total_bytes <= bound:
             return execution
+    needed, states = memory.total_bytes / BYTES_PER_GB, memory.states_bytes / BYTES_PER_GB
     raise ValueError(
-        f"execution.memory_gb_per_rank: {settings.memory_gb_per_rank:g} GB do not hold a micro-batch of {candidates[-1]} "
-        f"sequences at width {spec.shape.width} and {spec.shape.num_layers} layers, which needs "
-        f"{short_number(memory.total_bytes, 3)}B bytes ({short_number(memory.states_bytes, 3)}B of them states). "
-        "Raise it, or use zero_stage: 3 with more max_ranks"
+        f"execution.memory_gb_per_rank: {settings.memory_gb_per_rank:g} GB do not hold a micro-batch of "
+        f"{candidates[-1]} sequences at width {spec.shape.width} and {spec.shape.num_layers} layers, which needs "
+        f"{needed:.3g} GB ({states:.3g} GB of them states). Raise it, or use zero_stage: 3 with more max_ranks"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import threading
@@ -19,6 +20,8 @@ from orchestrator import schema
 from orchestrator.ledger import Ledger
 from orchestrator.reading import LedgerReader
 from orchestrator.writing import LeaseLost, milliseconds
+
+logger = logging.getLogger(__name__)
 
 # Another host must wait as long as this after the last renewal; on the same host a dead holder is seen at once.
 LEASE_S = 60.0
@@ -156,6 +159,9 @@ class LeaseKeeper:
             except LeaseLost:
                 # The controller's next write raises the same, where it can be acted upon.
                 return
+            except sa.exc.OperationalError as error:
+                # The database is busy or away; there are several tries in the lease's time.
+                logger.warning("the lease of study %s was not renewed: %s", self._lease.study_name, error.orig)
 
 
 def current_holder(ledger: LedgerReader, now: float) -> Holder | None:

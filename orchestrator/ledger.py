@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from jobs.identity import canonical, digest
-from jobs.records import Observation
+from jobs.observation import Observation
 from jobs.spec import Execution
 from orchestrator import schema
 from orchestrator.database import LedgerError
@@ -117,8 +117,8 @@ class Ledger(LedgerWriter):
             )
         return True
 
-    def discard_checkpoint(self, state_id: str, step: int, attempt: int, reason: str, now: float) -> None:
-        """Forget a checkpoint that cannot be read: the one before it will be used."""
+    def forget_checkpoint(self, state_id: str, step: int, attempt: int) -> None:
+        """A checkpoint is gone, or cannot be read: the one before it is the newest."""
         table = schema.checkpoint
         with self.transaction() as connection:
             connection.execute(
@@ -128,11 +128,6 @@ class Ledger(LedgerWriter):
                     table.c.step == step,
                     table.c.attempt == attempt,
                 )
-            )
-            self.append_event(
-                "checkpoint.discarded",
-                {"state_id": state_id, "step": step, "attempt": attempt, "reason": reason},
-                now,
             )
 
     def accept_state(self, state_id: str, attempt: int, path: str, manifest_digest: str, step: int, now: float) -> bool:
@@ -160,6 +155,12 @@ class Ledger(LedgerWriter):
                 )
             )
             return accepted.rowcount == 1
+
+    def lose_state(self, state_id: str, reason: str, now: float) -> None:
+        """An accepted state turned out to be damaged or gone: it must be trained again. Observations stay."""
+        with self.transaction() as connection:
+            self.move_segment(connection, state_id, "waiting", now, path=None, manifest_digest=None, reason=reason)
+            self.append_event("state.lost", {"state_id": state_id, "reason": reason}, now)
 
     def end_attempt(
         self, attempt: int, outcome: str, now: float, *, cause: str = "", error: str = "", log_path: str = ""
@@ -209,7 +210,7 @@ class Ledger(LedgerWriter):
         """Store a run's final observation; the first one wins. Finishes the run."""
         with self.transaction() as connection:
             run = self.run(run_name)
-            if run.status == "finished":
+            if run.status != "waiting":
                 return False
             self.insert_once(
                 connection,

@@ -113,11 +113,15 @@ def _read_file(path: Path) -> str:
         with path.open("rb") as file:
             content = file.read(LARGEST_FILE_BYTES + 1)
     except FileNotFoundError as error:
-        raise StudyError([f"{path}: there is no such file. Give the path of a study file, e.g. configs/quickstart.yaml"]) from error
+        raise StudyError(
+            [f"{path}: there is no such file. Give the path of a study file, e.g. configs/quickstart.yaml"]
+        ) from error
     except OSError as error:
         raise StudyError([f"{path}: cannot be read ({error.strerror}). Check the path and its permissions"]) from error
     if len(content) > LARGEST_FILE_BYTES:
-        raise StudyError([f"{path}: is larger than {LARGEST_FILE_BYTES:,} bytes, which no study file is. Check the path"])
+        raise StudyError(
+            [f"{path}: is larger than {LARGEST_FILE_BYTES:,} bytes, which no study file is. Check the path"]
+        )
     try:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -155,8 +159,11 @@ class _Reader:
     def _place(self, line: int) -> str:
         return self.source if self.source.startswith("override ") else f"{self.source}:{line}"
 
+    def _event_place(self, event: Any) -> str:
+        return self._place(event.start_mark.line + 1)
+
     def _refusal(self, event: Any, reason: str) -> StudyError:
-        return StudyError([f"{self._place(event.start_mark.line + 1)}: {reason}"])
+        return StudyError([f"{self._event_place(event)}: {reason}"])
 
     def _value(self, event: Any, events: Iterator[Any], path: DocumentPath) -> Any:
         if isinstance(event, yaml.AliasEvent) or event.anchor is not None:
@@ -165,7 +172,7 @@ class _Reader:
             raise self._refusal(event, f"the tag {event.tag} is not read. Write the plain value")
         if len(path) > DEEPEST_NESTING:
             raise self._refusal(event, f"is nested deeper than {DEEPEST_NESTING} levels, which no study file is")
-        self.document.places[path] = self._place(event.start_mark.line + 1)
+        self.document.places[path] = self._event_place(event)
         if isinstance(event, yaml.ScalarEvent):
             return event.value if event.style else _plain(event.value)
         if isinstance(event, yaml.SequenceStartEvent):
@@ -180,13 +187,13 @@ class _Reader:
         while not isinstance(event := next(events), yaml.MappingEndEvent):
             if not isinstance(event, yaml.ScalarEvent):
                 raise self._refusal(event, "a key must be a word. Write `key: value`")
-            key, line = event.value, event.start_mark.line + 1
+            key, place = str(event.value), self._event_place(event)
             if key in items:
                 before = self.document.places[(*path, key)]
                 raise self._refusal(event, f"the key {key!r} is given twice, first at {before}. Remove one of them")
             items[key] = self._value(next(events), events, (*path, key))
             # An error about a value is shown where its key stands.
-            self.document.places[(*path, key)] = self._place(line)
+            self.document.places[(*path, key)] = place
         return items
 
 

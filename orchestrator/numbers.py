@@ -25,6 +25,9 @@ NUMBER_PATTERN = re.compile(
 LARGEST_COUNT = 10**30
 LARGEST_REAL = 1e300
 
+# Floats carry this many decimal digits exactly: with them `short_number` loses nothing of a count.
+EXACT_DIGITS = 15
+
 HOW_TO_WRITE = "Write it like 12, 0.5M, 256k, 1e18 or 1_000_000"
 
 
@@ -137,3 +140,9 @@ def short_number(value: float, digits: int = 4) -> str:
         if abs(value) >= scale * (1 - 0.5 * 10.0**-digits):
             return f"{value / scale:.{digits}g}{suffix}"
     return f"{value:.{digits}g}"
+
+
+def scientific(value: float, digits: int = 3) -> str:
+    """The value in powers of ten: `2.72e14`."""
+    mantissa, _, exponent = f"{value:.{digits - 1}e}".partition("e")
+    return f"{mantissa}e{int(exponent)}"

@@ -10,7 +10,7 @@ from jobs.accounting import count_parameters, train_flops_per_token
 from jobs.spec import RunSpec
 from jobs.storage import sha256_of_file
 from jobs.tracking import COMPUTE_C, PARAMETERS_N, TOKENS_D, Dataset, RunStatus
-from orchestrator.observations import Observation
+from jobs.observation import Observation
 from orchestrator.reading import AttemptRow, LedgerReader, RunRow, SegmentRow
 from orchestrator.shipper import ArtifactFile, Child, Ending, PointRow, Stretch, StudyCard
 
@@ -176,7 +176,7 @@ def _run(
             time_ms=run.changed_ms,
             metrics={
                 "val/loss": observation.loss,
-                "val/loss_se": observation.loss_standard_error,
+                "val/loss_se": observation.loss_se,
                 "val/bits_per_byte": observation.bits_per_byte,
                 PARAMETERS_N: float(observation.params),
                 TOKENS_D: float(observation.tokens),

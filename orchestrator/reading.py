@@ -10,7 +10,7 @@ from typing import Any, Literal, Self
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine
 
-from jobs.records import Observation
+from jobs.observation import Observation
 from orchestrator import schema
 from orchestrator.database import LedgerError, open_engine, read_transaction
 

@@ -13,6 +13,9 @@ from orchestrator.numbers import short_number
 if TYPE_CHECKING:
     from orchestrator.study import RecipeSettings
 
+# A rule's value enters fingerprints: its last bits, in which the power functions of two machines differ, are dropped.
+RULE_DIGITS = 12
+
 COSINE_FINAL_FRACTION = 0.1  # Hoffmann et al. 2022, app. B
 
 
@@ -85,7 +88,9 @@ def _value(settings: RecipeSettings, name: str, scale: RunScale, notes: list[str
     try:
         resolved = resolve(given, scale)
     except OverflowError as error:
-        raise ValueError(f"{name}: rule {given.rule} with exponent {given.exponent:g} overflows. Use a smaller one") from error
+        raise ValueError(
+            f"{name}: rule {given.rule} with exponent {given.exponent:g} overflows. Use a smaller one"
+        ) from error
     if resolved.cap_hit:
         notes.append(f"{name} is at its {resolved.cap_hit}")
-    return resolved.value
+    return float(f"{resolved.value:.{RULE_DIGITS}g}")

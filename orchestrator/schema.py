@@ -1,4 +1,4 @@
-"""Tables of the ledger. One database may hold several studies, and may be MLflow's: every name begins with `scaling_`."""
+"""Tables of the ledger, named `scaling_...`: one database may hold several studies, and may be MLflow's."""
 
 from __future__ import annotations
 

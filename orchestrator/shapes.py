@@ -92,12 +92,15 @@ def shape_for(requested_params: int, rule: ShapeRule) -> SizedShape:
         middle = (low + high) // 2
         low, high = (middle, high) if params(middle) < requested_params else (low, middle)
     heads = min((low, high), key=lambda count: abs(math.log(params(count) / requested_params)))
-    shape = rule.shape(heads)
-    sized = SizedShape(requested_params, shape, count_parameters(shape))
-    if abs(math.log(sized.params.matmul / requested_params)) > math.log(LARGEST_FACTOR_OFF):
-        raise ValueError(
-            f"{short_number(requested_params)} parameters cannot be reached: the nearest shape (width {shape.width}, "
-            f"{shape.num_layers} layers, vocabulary {shape.vocab_size}) has {short_number(sized.params.matmul)}, more "
-            f"than a factor of {LARGEST_FACTOR_OFF} away. Use a size near it, or another model.head_dim"
+    if abs(math.log(params(heads) / requested_params)) > math.log(LARGEST_FACTOR_OFF):
+        near = " and ".join(
+            f"{short_number(params(count))} (width {rule.shape(count).width}, {rule.shape(count).num_layers} layers)"
+            for count in sorted({low, high})
         )
-    return sized
+        raise ValueError(
+            f"{short_number(requested_params)} parameters cannot be reached with heads of {rule.head_dim} and "
+            f"vocabulary {rule.vocab_size}: the nearest shapes have {near}, more than a factor of "
+            f"{LARGEST_FACTOR_OFF} away. Use a size near one of them, or a smaller model.head_dim"
+        )
+    shape = rule.shape(heads)
+    return SizedShape(requested_params, shape, count_parameters(shape))

@@ -17,6 +17,7 @@ from typing import Any, Protocol
 
 from jobs import tracking
 from jobs.tracking import Dataset, Point, RunStatus, TrackedRun, Tracker, TrackingError
+from orchestrator.shared_view import VIEW_TAG, shared_view
 
 logger = logging.getLogger(__name__)
 
@@ -200,7 +201,7 @@ class Shipper:
 
     def _open(self, card: StudyCard) -> str:
         if not self._experiment_id:
-            tags = {tracking.NOTE_TAG: card.note, tracking.STUDY_TAG: card.name}
+            tags = {tracking.NOTE_TAG: card.note, tracking.STUDY_TAG: card.name, VIEW_TAG: shared_view()}
             self._experiment_id = self._tracker.ensure_experiment(card.name, tags)
             self._runs = self._tracker.runs(self._experiment_id)
         return self._experiment_id

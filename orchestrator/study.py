@@ -23,7 +23,8 @@ from orchestrator.shapes import ShapeRule
 # Values of a byte, and the token that separates documents.
 BYTES_VOCAB_SIZE = 257
 
-FormName = Literal["chinchilla", "coupled"]
+# The keys of jobs.laws.forms.FORMS, written out so that reading a study file does not import the fitter.
+FormName = Literal["chinchilla", "coupled", "kaplan", "power", "power_no_floor", "power_params", "power_tokens"]
 
 
 class RuleSettings(Rule):
@@ -59,7 +60,7 @@ class ModelSettings(Frozen):
     base_layers: Count = Field(default=2, description="Depth at which the recipe's values hold")
     head_dim: Count = Field(default=64, description="Size of an attention head, even; width is a multiple of it")
     sequence_length: Count = Field(default=512, description="Tokens in a training sequence")
-    aspect: Positive = Field(default=16.0, description="Width over layers: layers = max(min_layers, width / aspect)")
+    aspect: Positive = Field(default=64.0, description="Width over layers: layers = max(min_layers, width / aspect)")
     min_layers: Count = Field(default=2, description="Fewest layers that `aspect` may give")
     num_layers: Count | None = Field(default=None, description="The same depth for every size, instead of `aspect`")
     mlp_multiple: Count = Field(default=8, description="MLP width is 8/3 width rounded to a multiple of this")
@@ -97,7 +98,7 @@ class CorpusSettings(Frozen):
     bpe_vocab_size: Count = Field(default=4096, description="Vocabulary of a BPE trained on the corpus")
     hf_tokenizer: str | None = Field(default=None, description="Name of a Hugging Face tokenizer")
     validation_fraction: Fraction = Field(default=0.05, description="Share of documents held out of training")
-    split_seed: Step = Field(default=0, description="Which documents are held out")
+    split_seed: Step = Field(default=0, lt=2**63, description="Which documents are held out")
 
     @property
     def vocab_size(self) -> int | None:

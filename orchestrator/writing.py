@@ -16,11 +16,12 @@ from orchestrator import schema
 from orchestrator.database import LedgerError, write_transaction
 from orchestrator.reading import LedgerReader
 
-# Which status may follow which. An accepted state is for ever; a failed one only waits again when a user asks.
+# Which status may follow which. An accepted state waits again only when its files are found damaged (`lose_state`), a
+# failed one only when a user asks.
 SEGMENT_TRANSITIONS = {
     "waiting": {"open", "failed", "diverged"},
     "open": {"open", "waiting", "accepted", "failed", "diverged"},
-    "accepted": set[str](),
+    "accepted": {"waiting"},
     "failed": {"waiting"},
     "diverged": {"waiting"},
 }

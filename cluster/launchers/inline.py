@@ -12,7 +12,7 @@ from typing import Literal
 
 import psutil
 
-from cluster.gang import HostedGang
+from cluster.gang import REPLY_TIMEOUT_S, HostedGang
 from cluster.host import START_TIMEOUT_S
 from cluster.host_process import HostProcess
 from cluster.import_path import import_path
@@ -28,7 +28,8 @@ class InlineLauncher:
 
     kind: Literal["inline"] = "inline"
 
-    def __init__(self) -> None:
+    def __init__(self, reply_timeout_s: float = REPLY_TIMEOUT_S) -> None:
+        self._reply_timeout_s = reply_timeout_s
         self._node_id = socket.gethostname()
         self._total_cpus = float(len(os.sched_getaffinity(0)))
         self._device_type, device_ids = _cuda_devices()
@@ -66,6 +67,7 @@ class InlineLauncher:
                 hosts=[host],
                 ranks_per_host=[request.world_size],
                 release=lambda: self._give_back(request.gang_id, cpus, devices),
+                reply_timeout_s=self._reply_timeout_s,
             )
             self._gangs[request.gang_id] = gang
         try:

@@ -174,7 +174,7 @@ class Fit:
             if len(bad):
                 raise ValueError(f"{name} to predict at must be finite and positive, got {bad[0]:g}")
         with np.errstate(all="ignore"):
-            value = self.law.log_loss(theta, self.centre.features(n, d), self.centre)
+            value: Floats = self.law.log_loss(theta, self.centre.features(n, d), self.centre)
         return np.broadcast_to(value, (len(theta), len(n)))
 
     def predict(self, params: float, tokens: float, level: float | None = None) -> Prediction:

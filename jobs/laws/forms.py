@@ -32,8 +32,8 @@ Feature = Literal["one", "params", "tokens", "compute"]
 EXPONENT_BOUNDS = (0.01, 2.0)
 # ln of a term at the centre of the design, relative to the typical loss: below exp(-12) it cannot be seen in any data.
 TERM_BOUNDS = (-12.0, 3.0)
-# gamma couples the two terms: .05 is nearly their maximum, 10 nearly their geometric mean.
-LOG_GAMMA_BOUNDS = (math.log(0.05), math.log(10.0))
+# gamma couples the two terms: .05 is nearly their maximum, 4 nearly their geometric mean; published fits lie below 1.
+LOG_GAMMA_BOUNDS = (math.log(0.05), math.log(4.0))
 LARGEST_LOG = 700.0
 
 

@@ -91,7 +91,7 @@ def residual_noise(table: Table, residuals: Floats, jacobian: Floats, correlatio
     columns = np.linalg.norm(jacobian, axis=0)
     kept = jacobian[:, columns > 0] / columns[columns > 0]
     basis = np.linalg.svd(kept, full_matrices=False)
-    span = basis.U[:, basis.S > 1e-10 * basis.S[0]] if len(basis.S) else basis.U
+    span = basis.U[:, basis.S / basis.S.max(initial=SMALLEST_SD) > 1e-10]
     matrix = cluster_correlation(table, correlation)
     left = float(np.trace(matrix) - np.sum((span.T @ matrix) * span.T))
     left = max(left, 0.5)

@@ -1,6 +1,7 @@
 """The summed robust objective of a form on a table, with exact gradient and Hessian for a batch of fits at once.
 
-    S(theta) = sum_i w_i huber_delta(ln L(theta; N_i, D_i) - ln L_i),   huber = r^2/2 inside delta, delta (|r| - delta/2)
+    S(theta) = sum_i w_i huber(ln L(theta; N_i, D_i) - ln L_i)
+    huber(r) = r^2 / 2 where |r| <= delta, else delta (|r| - delta / 2)
 
 Since predictors are linear in the coordinates, gradient and Hessian are sums over rows of a few arrays times powers
 of the features: matrix products, without an array of [batch, rows, coordinates, coordinates].
@@ -31,9 +32,7 @@ class Evaluation:
     norm: Floats
 
     def take(self, rows: np.ndarray) -> Evaluation:
-        return Evaluation(
-            self.value[rows], self.gradient[rows], self.hessian[rows], self.scale[rows], self.norm[rows]
-        )
+        return Evaluation(self.value[rows], self.gradient[rows], self.hessian[rows], self.scale[rows], self.norm[rows])
 
     def replaced(self, rows: np.ndarray, other: Evaluation) -> None:
         """Overwrites, in place, the batch members where `rows` is true with those of `other`."""

@@ -39,6 +39,26 @@ class Minima:
     def certified(self) -> NDArray[np.bool_]:
         return np.asarray(self.scaled_gradient <= CERTIFIED_GRADIENT)
 
+    def joined(self, *others: Minima) -> Minima:
+        """This batch followed by others."""
+        parts = (self, *others)
+        return Minima(
+            np.concatenate([part.theta for part in parts]),
+            np.concatenate([part.value for part in parts]),
+            np.concatenate([part.scaled_gradient for part in parts]),
+            max(part.iterations for part in parts),
+        )
+
+    def better_of(self, other: Minima) -> Minima:
+        """Member by member the certified one of the lower objective."""
+        wins = np.where(self.certified == other.certified, other.value < self.value, other.certified)
+        return Minima(
+            np.where(wins[:, None], other.theta, self.theta),
+            np.where(wins, other.value, self.value),
+            np.where(wins, other.scaled_gradient, self.scaled_gradient),
+            max(self.iterations, other.iterations),
+        )
+
 
 def projected_gradient(problem: Problem, theta: Floats, at: Evaluation) -> tuple[Floats, NDArray[np.bool_]]:
     """Largest scaled gradient [batch] over the coordinates that may move, and which may [batch, p]."""
@@ -55,7 +75,7 @@ def minimise(
     target: Floats,
     weights: Floats,
     delta: float,
-    max_iterations: int = 60,
+    max_iterations: int = 250,
     tolerance: float = TARGET_GRADIENT,
 ) -> Minima:
     """Minima from the starts theta [batch, p]; target and weights are [batch or 1, rows]."""
@@ -75,12 +95,7 @@ def minimise(
                     tolerance,
                 )
             )
-    return Minima(
-        np.concatenate([part.theta for part in parts]),
-        np.concatenate([part.value for part in parts]),
-        np.concatenate([part.scaled_gradient for part in parts]),
-        max(part.iterations for part in parts),
-    )
+    return parts[0].joined(*parts[1:])
 
 
 def _minimise_chunk(
@@ -113,8 +128,8 @@ def _minimise_chunk(
             target = target[keep] if len(target) > 1 else target
             weights = weights[keep] if len(weights) > 1 else weights
         iteration += 1
-        trial = np.clip(theta + _newton_step(at, free, damping), problem.lower, problem.upper)
-        step = trial - theta
+        step = _newton_step(problem, theta, at, free, damping)
+        trial = np.clip(theta + step, problem.lower, problem.upper)
         promised = -np.einsum("bp,bp->b", at.gradient, step) - 0.5 * np.einsum("bp,bpq,bq->b", step, at.hessian, step)
         after = problem.evaluate(trial, target, weights, delta)
         gained = at.value - after.value
@@ -123,25 +138,47 @@ def _minimise_chunk(
         tiny = np.abs(promised) <= 1e-12 * np.abs(at.value)
         closer = projected_gradient(problem, trial, after)[0] < projected_gradient(problem, theta, at)[0]
         accepted = np.where(tiny, closer, gained > 1e-4 * np.maximum(promised, 0.0)) & np.isfinite(after.value)
-        damping = np.where(
-            accepted, np.where(ratio > 0.5, damping * 0.1, np.where(ratio < 0.2, damping * 3, damping)), damping * 8
-        )
-        damping = np.maximum(damping, 1e-14)
+        eased = np.where(ratio > 0.9, 0.1, np.where(ratio > 0.5, 0.35, np.where(ratio < 0.2, 2.0, 1.0)))
+        damping = np.clip(np.where(accepted, damping * eased, damping * 6.0), 1e-14, None)
         theta = np.where(accepted[:, None], trial, theta)
         at.replaced(accepted, after)
 
 
-def _newton_step(at: Evaluation, free: NDArray[np.bool_], damping: Floats) -> Floats:
-    """-(H + shift + damping)^-1 g in scaled coordinates, with held coordinates left where they are."""
+def _newton_step(problem: Problem, theta: Floats, at: Evaluation, free: NDArray[np.bool_], damping: Floats) -> Floats:
+    """Damped Newton step inside the box.
+
+    Coordinates that would cross a bound are put on it and the others solved again given that: cutting the step off
+    at the bound alone would crawl along it.
+    """
+    step = _damped_solution(at, free, np.zeros_like(theta), damping)
+    moving = free.copy()
+    for _ in range(theta.shape[1] - 1):
+        trial = theta + step
+        crossing = moving & ((trial < problem.lower) | (trial > problem.upper))
+        again = crossing.any(axis=1)
+        if not again.any():
+            break
+        moving &= ~crossing
+        held = np.where(moving, 0.0, np.clip(trial, problem.lower, problem.upper) - theta)
+        step[again] = _damped_solution(at.take(again), moving[again], held[again], damping[again])
+    return np.clip(theta + step, problem.lower, problem.upper) - theta
+
+
+def _damped_solution(at: Evaluation, free: NDArray[np.bool_], held: Floats, damping: Floats) -> Floats:
+    """-(H + lift)^-1 (g + H held) over the free coordinates, with `held` the given steps of the others.
+
+    The lift makes H positive: damping times the squared scale, plus 1.5 times its most negative eigenvalue.
+    """
     unit = np.where(at.scale > 0, at.scale, 1.0)
     both = free[:, :, None] & free[:, None, :]
     scaled = np.where(both, at.hessian / (unit[:, :, None] * unit[:, None, :]), 0.0)
-    gradient = np.where(free, at.gradient / unit, 0.0)
+    pulled = at.gradient + np.einsum("bpq,bq->bp", at.hessian, held)
+    gradient = np.where(free, pulled / unit, 0.0)
     eigenvalues, vectors = np.linalg.eigh(np.nan_to_num(scaled, posinf=0.0, neginf=0.0))
     lift = np.maximum(0.0, -1.5 * eigenvalues[:, :1]) + damping[:, None]
     along = np.einsum("bpq,bp->bq", vectors, gradient)
     step = -np.einsum("bpq,bq->bp", vectors, along / (eigenvalues + lift))
-    return np.where(free, step / unit, 0.0)
+    return np.where(free, step / unit, held)
 
 
 def reference_minimum(

@@ -108,3 +108,7 @@ def act_wait_in_vain(payload: dict[str, Any], seat: Any, link: Any) -> None:
 
 def act_publish_much(payload: dict[str, Any], seat: Any, link: Any) -> None:
     link.publish("book", "x" * 5000)
+
+
+def act_await_port(payload: dict[str, Any], seat: Any, link: Any) -> None:
+    link.lookup("port", timeout_s=0.1)

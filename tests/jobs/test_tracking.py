@@ -97,7 +97,7 @@ def test_a_server_that_says_nothing_costs_seconds() -> None:
 
 def test_a_file_that_is_no_database_is_refused(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database" * 100)
-    with pytest.raises(TrackingError, match="refuses.*not a database"):
+    with pytest.raises(TrackingError, match=r"refuses.*not a database"):
         Tracker(f"sqlite:///{tmp_path}/mlflow.db")
 
 

@@ -1,4 +1,4 @@
-"""One row of a fit: a finished run with N, D and C under stated conventions, its held-out loss and how far to trust it."""
+"""One row of a fit: a finished run with N, D and C under stated conventions, and its held-out loss."""
 
 from __future__ import annotations
 
@@ -31,8 +31,8 @@ class Observation(Frozen):
     """C: exact."""
     loss: float
     """Held-out loss in nats per token."""
-    loss_standard_error: float = Field(ge=0)
-    """Over documents of the evaluation set; common to all runs, so that the error between runs is smaller."""
+    loss_se: float = Field(ge=0)
+    """Standard error over documents of the evaluation set: common to all runs, so the error between two is smaller."""
     bits_per_byte: float
     evaluation_tokens: int = Field(gt=0)
     evaluation_digest: str
@@ -41,9 +41,8 @@ class Observation(Frozen):
     trunk: str
     """Curve of the first segment: runs of one trunk share weights and tokens, and are resampled together."""
     world_size: int = Field(gt=0)
-    resumed: int = Field(default=0, ge=0)
-    """Attempts that ended early on the way to this loss."""
-    quality: Literal["ok", "unstable"] = "ok"
+    quality: Literal["ok"] = "ok"
+    """A run that diverged gives no observation; later gates mark those that trained unsteadily."""
     params_convention: str = PARAMS_CONVENTION
     flops_convention: str = FLOPS_CONVENTION
 

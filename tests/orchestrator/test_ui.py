@@ -1,0 +1,30 @@
+import socket
+from pathlib import Path
+
+import pytest
+
+from orchestrator import ui
+
+
+def test_a_port_in_use_is_not_taken() -> None:
+    with socket.socket() as other:
+        other.bind((ui.HOST, 0))
+        other.listen()
+        taken = other.getsockname()[1]
+        assert ui.free_port(taken) != taken
+
+
+def test_links_open_the_study_and_its_parent_run() -> None:
+    assert ui.study_link("http://127.0.0.1:5000/", "7") == "http://127.0.0.1:5000/#/experiments/7/runs"
+    assert ui.study_link("http://127.0.0.1:5000", "7", "ab") == "http://127.0.0.1:5000/#/experiments/7/runs/ab"
+
+
+def test_a_server_has_its_own_ui(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"https://\*\*\*@tracking.example is a server with its own UI"):
+        ui.start_ui("https://me:token@tracking.example", tmp_path, tmp_path / "ui.log")
+
+
+def test_a_ui_that_cannot_start_says_the_servers_last_words(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database" * 100)
+    with pytest.raises(ui.UiError, match=r"ui\.log ends with: .*not a database"):
+        ui.start_ui(f"sqlite:///{tmp_path}/mlflow.db", tmp_path, tmp_path / "ui.log", timeout_s=60)

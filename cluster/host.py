@@ -122,13 +122,19 @@ class Host:
             threading.Thread(target=self._listen, args=arguments, name="ranks", daemon=True).start()
 
     def poll(self, offset: int) -> HostReport:
-        """State of the ranks here, then the journal: a rank that is seen to have left has no line unread."""
+        """State of the ranks here, then the journal: a rank that is seen to have left has no line unread.
+
+        Raises GangLost when the journal is there and cannot be read: the storage has failed, or this node's view of it.
+        """
         with self._lock:
             reports = tuple(self._report(rank) for rank in self._ranks)
             text, next_offset = "", offset
             if self._journal_path is not None:
                 finished = all(report.exit_code is not None for report in reports)
-                text, next_offset = read_new_lines(self._journal_path, offset, to_end=finished)
+                try:
+                    text, next_offset = read_new_lines(self._journal_path, offset, to_end=finished)
+                except OSError as error:
+                    raise GangLost(f"node {self.node_id} cannot read the attempt's journal: {error}") from error
             return HostReport(self._attempt_id, text, next_offset, reports, dict(self._published))
 
     def deliver(self, attempt_id: str, values: dict[str, str]) -> None:

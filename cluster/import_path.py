@@ -20,5 +20,5 @@ def import_path(first: str = "") -> str:
 
 
 def _is_library(path: Path, prefix: Path) -> bool:
-    # Not the whole prefix: a project folder may well hold its virtual environment, or lie in one.
-    return path.is_relative_to(prefix / "lib") or path.is_relative_to(prefix / "lib64")
+    # Not the whole prefix: a project's sources may well lie beside its virtual environment's `lib`, or hold it.
+    return any(path.is_relative_to(prefix / folder) for folder in ("lib", "lib64", "bin"))

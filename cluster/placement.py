@@ -88,7 +88,7 @@ def _check(request: GangRequest) -> None:
             f"gang {request.gang_id}: {request.world_size} ranks with {devices:g} of a device each. Ranks that share "
             "a device do not exchange gradients with others: use one rank, or whole devices."
         )
-    if devices > 1 and not devices.is_integer():
+    if devices > 1 and devices != math.floor(devices):
         raise ValueError(f"gang {request.gang_id}: devices_per_rank {devices:g} is above 1 and not whole")
 
 

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 
+from cluster.cores import usable_cores
 from cluster.import_path import import_path
 from cluster.resources import ClusterUnreachable
 
@@ -66,7 +67,7 @@ def connect(address: str | None = None) -> Session:
         bounded(
             lambda: ray.init(
                 address="local",
-                num_cpus=len(os.sched_getaffinity(0)),
+                num_cpus=usable_cores(),
                 include_dashboard=False,
                 object_store_memory=OBJECT_STORE_BYTES,
                 runtime_env=_runtime_env(),

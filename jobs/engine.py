@@ -210,8 +210,11 @@ def import_deepspeed(device_type: str) -> Any:
             f"execution.device: {device_type} was asked for, but DeepSpeed was loaded for {found} in this process. "
             f"Set DS_ACCELERATOR={device_type} in the environment of the workers"
         )
-    # Otherwise it compiles a kernel for one or two minutes at the first use on a machine, which training never calls.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # None of its own kernels: the one for CPU collectives would compile for two minutes at the first use on a machine,
+    # though training never calls it, and asking which of them could be compiled takes 0.2 s in every process.
+    deepspeed.ops.__compatible_ops__ = {}
+    # Otherwise stage 3 on the CPU starts a process at every step, to count what it calls devices.
+    os.environ.setdefault("LOCAL_SIZE", "1")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     # Stage 3 calls collectives under names that torch 2.13 wants changed, and says so at every call.
     warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")

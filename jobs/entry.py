@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 from pathlib import Path
 from typing import Any, Protocol
@@ -51,6 +52,8 @@ def main(payload: dict[str, Any], seat: Seat, link: Link) -> None:
     How it ended is the last line of the journal. Raises what the attempt cannot go on from (CheckpointError,
     torch.OutOfMemoryError, bugs): the host reports it with its traceback.
     """
+    # A forked child shares its parent's objects until somebody writes to them, and a garbage collection writes to all.
+    gc.freeze()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
     chain = ChainPayload.model_validate(payload)
     if seat.world_size != chain.execution.world_size:

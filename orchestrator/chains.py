@@ -43,14 +43,15 @@ def is_over(plan: Plan, state: StudyState) -> bool:
 
 
 def locked_segments(plan: Plan, state: StudyState) -> set[str]:
-    """Segments of targets whose forecast is not frozen yet."""
-    roles = {run.name: run.role for run in plan.runs}
-    return {
-        state_id
-        for state_id, planned in plan.segments.items()
-        if planned.role == "target"
-        and any(roles[name] == "target" and name not in state.frozen_targets for name in planned.runs)
-    }
+    """Segments of targets whose forecast is not frozen yet, and what only comes after one of them."""
+    unfrozen = {run.name for run in plan.runs if run.role == "target" and run.name not in state.frozen_targets}
+    locked: set[str] = set()
+    for state_id, planned in plan.segments.items():
+        parent_id = planned.segment.parent_id
+        behind = parent_id is not None and parent_id in locked and state.segments[parent_id].status != "accepted"
+        if behind or (planned.role == "target" and not unfrozen.isdisjoint(planned.runs)):
+            locked.add(state_id)
+    return locked
 
 
 def ready_chains(plan: Plan, state: StudyState, now: float) -> list[Chain]:

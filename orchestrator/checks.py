@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 # A study beyond this is a slip of the pen: a plan of it would not be read by anybody.
 MOST_RUNS = 100_000
 
+# One token could not be predicted wrongly.
+FEWEST_TOKENS = 2
+
 LARGEST_BPE_VOCAB_SIZE = 1 << 24
 
 Path = tuple[str | int, ...]
@@ -114,12 +117,12 @@ def _model(study: Study) -> Iterator[Problem]:
             ("model", "head_dim"),
             f"{model.head_dim} must be even (rotary positions turn pairs). Use {model.head_dim + 1}",
         )
-    needed = study.corpus.vocab_size
-    if model.vocab_size is not None and needed is not None and model.vocab_size < needed:
+    needed = study.corpus.vocab_size or FEWEST_TOKENS
+    if model.vocab_size is not None and model.vocab_size < needed:
         yield Problem(
             ("model", "vocab_size"),
             f"{model.vocab_size} must be {needed} or more, the size of tokenizer {study.corpus.tokenizer}. "
-            "Leave it out to take that",
+            "Use that size",
         )
 
 
@@ -160,7 +163,7 @@ def _design(study: Study) -> Iterator[Problem]:
     for path, entry in repeated_entries(design):
         yield Problem(("design", *path), f"{entry} is listed twice. Remove one of them")
     vocab_size = study.model.vocab_size or study.corpus.vocab_size
-    if study.model.head_dim % 2 or vocab_size is None:
+    if study.model.head_dim % 2 or vocab_size is None or vocab_size < FEWEST_TOKENS:
         return
     rule = study.model.shape_rule(vocab_size)
     realised: dict[object, int] = {}

@@ -59,12 +59,14 @@ def cli() -> None:
 @JSON_OPTION
 def validate(study_file: str, overrides: Sequence[str], as_json: bool) -> None:
     """Check a study file: every error with its line, value, bound and way out."""
-    from orchestrator.planview import plan_json, validate_text
+    from orchestrator.planview import plan_json, plan_warnings, validate_text
 
     study = _study(study_file, overrides)
     plan = _plan(study)
     if as_json:
-        say_json({"study": study.name, "valid": True, "warnings": list(study.warnings), "plan": plan_json(plan)})
+        say_json(
+            {"study": study.name, "valid": True, "warnings": list(plan_warnings(study, plan)), "plan": plan_json(plan)}
+        )
         return
     say(validate_text(plan, study, study_file))
 
@@ -328,14 +330,14 @@ def schema() -> None:
 @JSON_OPTION
 def doctor(address: str | None, as_json: bool) -> None:
     """Check this machine, and a cluster if there is one. Exit code 3 if something is broken."""
-    from orchestrator.checkup import checkup, checkup_text
+    from orchestrator.checkup import checkup, checkup_text, is_broken
 
     checks = checkup(address)
     if as_json:
         say_json([check.__dict__ for check in checks])
     else:
         say(checkup_text(checks))
-    sys.exit(EXIT_UNREACHABLE if any(check.state == "fail" for check in checks) else EXIT_DONE)
+    sys.exit(EXIT_UNREACHABLE if is_broken(checks) else EXIT_DONE)
 
 
 def _study(study_file: str, overrides: Sequence[str]) -> Study:

@@ -144,14 +144,14 @@ class Controller:
 
     def _turn(self) -> bool:
         """One turn of the loop. True when the study is over."""
+        self._welcome()
+        for member, gang, work in self._crew.busy():
+            self._attend(member, gang, work)
         if self._stop.is_set() and not self._stopping:
             self._stopping = self._news = True
             self._narrator.tell(
                 "study.stopping", f"study {self._plan.study_name}: stopping, gangs checkpoint and leave"
             )
-        self._welcome()
-        for member, gang, work in self._crew.busy():
-            self._attend(member, gang, work)
         self._pause_s = SHORTEST_PAUSE_S if self._news else min(self._pause_s * PAUSE_GROWTH, LONGEST_PAUSE_S)
         if not self._news and self._clock.monotonic_s() - self._decided_at < DECIDE_EVERY_S:
             return False

@@ -9,7 +9,7 @@ from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection, Engine, make_url
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from orchestrator.schema import SCHEMA_REVISION, VERSION_TABLE
 
@@ -46,7 +46,7 @@ def open_engine(url: str, create: bool) -> Engine:
         sa.event.listen(engine, "begin", _begin)
     try:
         _bring_up_to_date(engine, shown_url, create)
-    except OperationalError as error:
+    except DatabaseError as error:
         raise LedgerError(f"the ledger at {shown_url} cannot be opened: {error.orig}") from error
     return engine
 

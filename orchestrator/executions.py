@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import TYPE_CHECKING, Literal
 
 from cluster.resources import Inventory
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from orchestrator.study import ExecutionSettings
 
 BYTES_PER_GB = 10**9
+
+# Sequences in one forward pass beyond which nothing is gained, whatever the memory.
+LARGEST_MICRO_BATCH = 1 << 14
 
 
 def choose_device(settings: ExecutionSettings, inventory: Inventory | None) -> Literal["cpu", "cuda"]:
@@ -25,7 +29,8 @@ def choose_execution(spec: RunSpec, settings: ExecutionSettings, device: Literal
     """Gang and micro-batch of a run.
 
     The world is the largest divisor of the batch that max_ranks allows; the micro-batch the largest divisor of a
-    rank's share whose states and activations stay within memory_gb_per_rank. Raises ValueError where none does.
+    rank's share whose states and activations stay within memory_gb_per_rank; activations are recomputed in the
+    backward pass only where none does without. Raises ValueError where none fits at all.
     """
     batch = spec.recipe.batch_sequences
     most_ranks = 1 if settings.launcher == "inline" else settings.max_ranks
@@ -33,15 +38,18 @@ def choose_execution(spec: RunSpec, settings: ExecutionSettings, device: Literal
     passes = batch // fixed if fixed else batch
     world_size = max(ranks for ranks in range(1, min(most_ranks, passes) + 1) if passes % ranks == 0)
     share = batch // world_size
-    candidates = [fixed] if fixed else [count for count in range(share, 0, -1) if share % count == 0]
+    candidates = (
+        [fixed] if fixed else [count for count in range(min(share, LARGEST_MICRO_BATCH), 0, -1) if share % count == 0]
+    )
     bound = settings.memory_gb_per_rank * BYTES_PER_GB
-    for micro_batch in candidates:
+    for recompute, micro_batch in product((False, True), candidates):
         execution = Execution(
             world_size=world_size,
             micro_batch_sequences=micro_batch,
             zero_stage=settings.zero_stage,
             device=device,
             threads_per_rank=settings.threads_per_rank,
+            activation_checkpointing=recompute,
         )
         memory = rank_memory(spec, execution)
         if memory.total_bytes <= bound:

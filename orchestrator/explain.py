@@ -109,6 +109,8 @@ def _message(model: type[BaseModel], found: dict[str, Any], path: DocumentPath) 
         case "model_type" | "dict_type" | "model_attributes_type":
             given = "is empty and" if found["input"] is None else value
             return f"{given} must be a mapping of keys. {description}".rstrip()
+        case "less_than_equal":
+            return f"{value} must be at most {context['le']}. {description}".rstrip()
         case "less_than":
             return f"{value} must be < {context['lt']:g}. {description}".rstrip()
     return f"{value}: {found['msg'][0].lower()}{found['msg'][1:]}. {description}".rstrip()

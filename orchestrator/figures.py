@@ -56,7 +56,7 @@ def residual_figure(observations: Sequence[Row], predict: Predict) -> Figure:
         scientific(axes)
         axes.set_xlabel("training compute (FLOPs)")
         axes.set_ylabel("loss over the law (%)")
-        axes.set_title("Residuals: error bars are standard errors of the validation loss")
+        axes.set_title("Residuals: error bars are the noise of a run")
         axes.legend(title="parameters", loc="center left", bbox_to_anchor=(1.0, 0.5))
         return figure
 

@@ -23,6 +23,7 @@ from orchestrator.database import sqlite_url
 from orchestrator.finish import Finished, finish, freeze_forecast
 from orchestrator.lease import Lease, LeaseHeld, LeaseKeeper
 from orchestrator.ledger import Ledger
+from orchestrator.measuring import record_speeds
 from orchestrator.plan import Plan, build_plan
 from orchestrator.shipping import ShipperProcess, ShippingCard
 from orchestrator.throughput import load_throughput
@@ -97,7 +98,7 @@ def _drive(study: Study, place: Place, ledger: Ledger, command: str, address: st
     check_corpus(study, provisional, corpus)
     if not _is_unfinished(ledger, provisional):
         tell(
-            f"all {len(provisional.runs)} runs of {study.name} are finished: nothing to train (kept in {place.paths.root})"
+            f"all {len(provisional.runs)} runs of {study.name} have ended before (kept in {place.paths.root}): no training"
         )
         ledger.register_plan(provisional, time.time())
         shipper = _start_shipper(study, place, provisional, corpus)
@@ -107,8 +108,10 @@ def _drive(study: Study, place: Place, ledger: Ledger, command: str, address: st
         plan = build_plan(study, corpus.digest, corpus.vocab_size, launcher.inventory(), throughput)
         ledger.register_plan(plan, time.time())
         shipper = _start_shipper(study, place, plan, corpus)
+        points_before = max(ledger.heads().values(), default=0)
         with _stop_on_signals() as stop:
             outcome = _train(study, place, plan, ledger, launcher, corpus, stop)
+        record_speeds(ledger, place.home.calibration, points_before)
     if outcome.interrupted:
         shipper.finish(SHIPPING_TIMEOUT_S)
         tell(f"interrupted after {len(outcome.finished)} of {len(plan.runs)} runs; go on with: {command}")

@@ -1,7 +1,8 @@
 """Draws the fitted law with its forecast, and the forecast beside what came out: the figure of a study.
 
 An observation is a mapping with `name`, `role` ("fit" or "target"), `params`, `tokens`, `compute`, `loss`, `loss_se`;
-a forecast one with `name`, `params`, `tokens`, `value`, `lo`, `hi`, `level`, and, once the target has run, `outcome`.
+a forecast one with `name`, `params`, `tokens`, `value`, `lo`, `hi`, `level`, once the target has run `outcome`, and
+`blind: False` where something of the target was known before.
 `predict(params, tokens)` gives value, lower and upper end of the interval at `level`.
 """
 
@@ -56,7 +57,7 @@ def law_figure(
             _draw_by_compute(axes, fitted, targets, predict, forecasts)
         axes.set_title(title or ("Fitted law and forecast" if forecasts else "Fitted law"))
         axes.set_ylabel("validation loss (nats per token)")
-        _draw_marker_legend(axes, level, bool(targets), bool(forecasts))
+        _draw_marker_legend(axes, level, targets, forecasts)
         return figure
 
 
@@ -227,7 +228,7 @@ def _shade_beyond(axes: Axes, x: float) -> None:
     )
 
 
-def _draw_marker_legend(axes: Axes, level: float, with_targets: bool, with_forecasts: bool) -> None:
+def _draw_marker_legend(axes: Axes, level: float, targets: Sequence[Row], forecasts: Sequence[Row]) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
 
@@ -235,12 +236,13 @@ def _draw_marker_legend(axes: Axes, level: float, with_targets: bool, with_forec
         Line2D([], [], marker="o", linestyle="-", color=MUTED, markeredgecolor="white", label="fitted run, law"),
         Patch(facecolor=MUTED, alpha=0.25, label=f"{100 * level:.0f} % interval"),
     ]
-    if with_forecasts:
-        label = "forecast, frozen before training"
+    if forecasts:
+        blind = all(forecast.get("blind", True) for forecast in forecasts)
+        label = "forecast, frozen before training" if blind else "forecast (not blind)"
         entries.append(
             Line2D([], [], marker="D", linestyle="-", color=FORECAST_COLOUR, markerfacecolor="white", label=label)
         )
-    if with_targets:
+    if targets:
         entries.append(
             Line2D([], [], marker="*", markersize=12, linestyle="", color=TARGET_COLOUR, label="what came out")
         )
@@ -248,46 +250,41 @@ def _draw_marker_legend(axes: Axes, level: float, with_targets: bool, with_forec
 
 
 def _draw_outcomes(axes: Axes, forecasts: Sequence[Row]) -> None:
-    """Each target's outcome in per cent of its forecast, over the frozen interval."""
+    """Each frozen forecast with its interval, in per cent of what came out (of itself, until something has)."""
+    reach = 0.0
     for position, forecast in enumerate(forecasts):
-        value = forecast["value"]
-        low, high = (100 * (forecast[end] / value - 1) for end in ("lo", "hi"))
+        outcome = forecast.get("outcome")
+        low, value, high = (
+            100 * (forecast[end] / (forecast["value"] if outcome is None else outcome) - 1)
+            for end in ("lo", "value", "hi")
+        )
+        reach = max(reach, abs(low), abs(high))
         axes.plot([low, high], [position, position], color="#C9C9C9", linewidth=13, solid_capstyle="butt", zorder=2)
         axes.plot(
-            0,
+            value,
             position,
             "D",
-            markersize=6,
+            markersize=6.5,
             color=FORECAST_COLOUR,
             markerfacecolor="white",
             markeredgewidth=1.4,
-            zorder=3,
-        )
-        outcome = forecast.get("outcome")
-        if outcome is None:
-            _note_above(axes, "not yet run", 0.0, position, MUTED)
-            continue
-        error = 100 * (outcome / value - 1)
-        axes.plot(
-            error,
-            position,
-            "*",
-            markersize=15,
-            color=TARGET_COLOUR,
-            markeredgecolor="white",
-            markeredgewidth=0.8,
             zorder=4,
         )
-        _note_above(axes, f"{error:+.2f} %", error, position, TARGET_COLOUR)
-    axes.axvline(0.0, color=FORECAST_COLOUR, linewidth=0.9)
+        if outcome is None:
+            _note_above(axes, "not yet run", value, position, MUTED)
+            continue
+        axes.plot(
+            0, position, "*", markersize=14, color=TARGET_COLOUR, markeredgecolor="white", markeredgewidth=0.8, zorder=5
+        )
+        _note_above(axes, f"{value:+.2f} %", value, position, FORECAST_COLOUR)
+    axes.axvline(0.0, color=TARGET_COLOUR, linewidth=1.1)
     axes.set_yticks(range(len(forecasts)), [forecast["name"] for forecast in forecasts])
     axes.set_ylim(len(forecasts) - 0.4, -0.7)
-    reach = max(abs(edge) for edge in axes.get_xlim())
-    axes.set_xlim(-1.15 * reach, 1.15 * reach)
+    axes.set_xlim(-1.3 * reach, 1.3 * reach)
     axes.grid(axis="y", visible=False)
     axes.tick_params(axis="y", length=0)
-    axes.set_xlabel("outcome over forecast (%)")
-    axes.set_title("What came out")
+    axes.set_xlabel("forecast over outcome (%)")
+    axes.set_title("Forecast, then outcome")
 
 
 def _note_above(axes: Axes, text: str, x: float, y: float, colour: str) -> None:

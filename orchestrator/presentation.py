@@ -63,6 +63,8 @@ def _figures(
     forecasts: Sequence[ForecastRow],
     level: float,
 ) -> list[ReportFigure]:
+    # Bars show the noise of a run: the error of the evaluation set is common to all runs and moves them together.
+    noise = mixture.best.noise.sd
     rows = [
         {
             "name": row.name,
@@ -71,7 +73,7 @@ def _figures(
             "tokens": row.tokens,
             "compute": row.train_flops,
             "loss": row.loss,
-            "loss_se": row.loss_se,
+            "loss_se": noise * row.loss,
         }
         for row in observations
     ]
@@ -80,9 +82,7 @@ def _figures(
     drawn = [
         (
             "law",
-            law_figure(
-                rows, predict, [row for forecast in forecasts[:1] for row in _forecast_rows(forecast)], level=level
-            ),
+            law_figure(rows, predict, forecast_rows, level=level),
             "The law and its forecast",
             f"Lines: the mixture of fitted forms; bands: its {level:.0%} interval for a new run.",
         ),

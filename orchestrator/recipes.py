@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING
 from jobs.recipe import Rule, RunScale, resolve
 from jobs.schedules import Schedule, warmup_cosine, warmup_stable_decay
 from jobs.spec import Recipe
-from orchestrator.numbers import short_number
+from orchestrator.numbers import LARGEST_COUNT, short_number
 
 if TYPE_CHECKING:
     from orchestrator.study import RecipeSettings
+
+# Quantities in steps and tokens are rounded to whole ones; below these there are none.
+SMALLEST = {"batch_tokens": 1, "warmup_steps": 0}
 
 # A rule's value enters fingerprints: its last bits, in which the power functions of two machines differ, are dropped.
 RULE_DIGITS = 12
@@ -85,12 +88,17 @@ def _value(settings: RecipeSettings, name: str, scale: RunScale, notes: list[str
     given = getattr(settings, name)
     if not isinstance(given, Rule):
         return float(given)
+    overflow = f"{name}: rule {given.rule} with exponent {given.exponent:g} overflows. Use a smaller one, or a maximum"
     try:
         resolved = resolve(given, scale)
     except OverflowError as error:
+        raise ValueError(overflow) from error
+    if not abs(resolved.value) <= LARGEST_COUNT:
+        raise ValueError(overflow)
+    if resolved.value < SMALLEST.get(name, -LARGEST_COUNT):
         raise ValueError(
-            f"{name}: rule {given.rule} with exponent {given.exponent:g} overflows. Use a smaller one"
-        ) from error
+            f"{name}: rule {given.rule} gives {resolved.value:.4g}, must be {SMALLEST[name]} or more. Use a minimum"
+        )
     if resolved.cap_hit:
         notes.append(f"{name} is at its {resolved.cap_hit}")
     return float(f"{resolved.value:.{RULE_DIGITS}g}")

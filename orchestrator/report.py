@@ -102,22 +102,28 @@ def render_report(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(number=_number, signed_percent=_signed_percent, embedded=_embedded)
+    environment.filters.update(number=_number, loss=_loss, signed_percent=_signed_percent, embedded=_embedded)
     columns = list(dict.fromkeys(key for row in report.runs for key in row))
     return environment.get_template("report.html.j2").render(report=report, columns=columns)
 
 
 def _number(value: Any, digits: int = 4) -> str:
-    """A table's cell: whole numbers in groups of three, others to some significant digits, a dash for nothing."""
+    """A table's cell: integers in groups of three, others to some significant digits, a dash for nothing."""
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int) or (isinstance(value, float) and value.is_integer() and 1e3 <= abs(value) < 1e12):
-        return f"{int(value):,}".replace(",", "\u202f")
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", "\u202f")
     if isinstance(value, float):
-        return f"{value:.{digits}g}"
+        # With its trailing zeros, so that a column keeps its decimals.
+        return f"{value:#.{digits}g}".rstrip(".")
     return str(value)
+
+
+def _loss(value: float | None) -> str:
+    """A loss or its error: the same number of decimals in every row."""
+    return "–" if value is None else f"{value:.4f}"
 
 
 def _signed_percent(value: float | None) -> str:

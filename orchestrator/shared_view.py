@@ -45,12 +45,12 @@ def shared_view() -> str:
     ]
     view = {
         "searchFilter": RUNS_FILTER,
-        "orderByKey": "attributes.start_time",
-        "orderByAsc": False,
+        # Cheapest first. By any order but that of creation the runs stand in one list, not folded under their parent.
+        "orderByKey": f"metrics.`{tracking.COMPUTE_C}`",
+        "orderByAsc": True,
         "selectedColumns": [
             *(f"metrics.`{name}`" for name in METRIC_COLUMNS),
             *(f"tags.`{name}`" for name in TAG_COLUMNS),
-            "attributes.`Dataset`",
         ],
         # Curves of all runs, not of the first ten.
         "runsHiddenMode": "SHOW_ALL",

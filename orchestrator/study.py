@@ -23,6 +23,9 @@ from orchestrator.shapes import ShapeRule
 # Values of a byte, and the token that separates documents.
 BYTES_VOCAB_SIZE = 257
 
+# More GPUs than any one run has had.
+MOST_RANKS = 1_000_000
+
 # The keys of jobs.laws.forms.FORMS, written out so that reading a study file does not import the fitter.
 FormName = Literal["chinchilla", "coupled", "kaplan", "power", "power_no_floor", "power_params", "power_tokens"]
 
@@ -202,7 +205,7 @@ class ExecutionSettings(Frozen):
 
     launcher: Literal["ray", "inline"] = Field(default="ray", description="inline: one run at a time, no cluster")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: GPUs where the cluster has some")
-    max_ranks: Count = Field(default=1, description="Most worker processes of one gang")
+    max_ranks: Count = Field(default=1, le=MOST_RANKS, description="Most worker processes of one gang")
     threads_per_rank: Count = Field(default=1, description="CPU threads of one rank")
     zero_stage: Literal[1, 2, 3] = Field(default=1, description="Sharding of states among ranks (DeepSpeed ZeRO)")
     micro_batch_sequences: Annotated[

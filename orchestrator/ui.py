@@ -22,7 +22,10 @@ from orchestrator.shared_view import VIEW_KEY
 HOST = "127.0.0.1"
 DEFAULT_PORT = 5000
 START_TIMEOUT_S = 90.0
-STOP_TIMEOUT_S = 10.0
+STOP_TIMEOUT_S = 3.0
+
+# No calls home, and no workers for language-model evaluations, which this store has none of.
+SERVER_ENVIRONMENT = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
 
 # MLflow's front end otherwise opens on its pages for language-model traces.
 MODEL_TRAINING = "workflowType=machine_learning"
@@ -104,7 +107,7 @@ def start_ui(
             stdout=log,
             stderr=log,
             # The address of a database may hold a password, and command lines are public.
-            env={**os.environ, "MLFLOW_BACKEND_STORE_URI": tracking_uri, "MLFLOW_DISABLE_TELEMETRY": "true"},
+            env={**os.environ, **SERVER_ENVIRONMENT, "MLFLOW_BACKEND_STORE_URI": tracking_uri},
             # A group of its own, so that the server's workers can be ended with it.
             start_new_session=True,
         )

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
 import socket
-import subprocess
 import threading
 from typing import Literal
 
 import psutil
 
+from cluster.cores import usable_cores
+from cluster.devices import cuda_devices
 from cluster.gang import REPLY_TIMEOUT_S, HostedGang
 from cluster.host import START_TIMEOUT_S
 from cluster.host_process import HostProcess
@@ -26,15 +25,16 @@ class InlineLauncher:
     `open` may be called from several threads, so that gangs come up side by side.
     """
 
-    kind: Literal["inline"] = "inline"
+    kind: Literal["inline", "ray", "fake"] = "inline"
 
     def __init__(self, reply_timeout_s: float = REPLY_TIMEOUT_S) -> None:
         self._reply_timeout_s = reply_timeout_s
         self._node_id = socket.gethostname()
-        self._total_cpus = float(len(os.sched_getaffinity(0)))
-        self._device_type, device_ids = _cuda_devices()
+        self._total_cpus = float(usable_cores())
+        devices = cuda_devices()
+        self._device_type = devices[0].name if devices else "cpu"
         self._free_cpus = self._total_cpus
-        self._free_of_device = dict.fromkeys(device_ids, 1.0)
+        self._free_of_device = dict.fromkeys((device.uuid for device in devices), 1.0)
         self._gangs: dict[str, HostedGang] = {}
         self._lock = threading.Lock()
 
@@ -125,19 +125,3 @@ def _refuse_memory(request: GangRequest) -> None:
             f"gang {request.gang_id}: {request.world_size} ranks need {needed / 2**30:.1f} GiB of memory and this "
             f"machine has {total / 2**30:.1f} GiB. Use a smaller micro-batch, fewer ranks or another machine."
         )
-
-
-def _cuda_devices() -> tuple[str, tuple[str, ...]]:
-    """Device type and ids that CUDA_VISIBLE_DEVICES leaves us, without importing torch. ("cpu", ()) if none."""
-    tool = shutil.which("nvidia-smi")
-    if tool is None:
-        return "cpu", ()
-    query = [tool, "--query-gpu=index,uuid,name", "--format=csv,noheader"]
-    answer = subprocess.run(query, capture_output=True, text=True, timeout=30, check=False)
-    if answer.returncode != 0:
-        # The tool without a working driver: torch would find no device either. `scaling doctor` reports it.
-        return "cpu", ()
-    rows = [[cell.strip() for cell in line.split(",", 2)] for line in answer.stdout.splitlines() if line.strip()]
-    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
-    chosen = [row for row in rows if visible is None or {row[0], row[1]} & set(visible.split(","))]
-    return (chosen[0][2] if chosen else "cpu"), tuple(row[0] for row in chosen)

@@ -103,7 +103,7 @@ class _Held:
 class RayLauncher:
     """Connects when made. `open` may be called from several threads, so that gangs come up side by side."""
 
-    kind: Literal["ray"] = "ray"
+    kind: Literal["inline", "ray", "fake"] = "ray"
 
     def __init__(self, address: str | None = None, reply_timeout_s: float = REPLY_TIMEOUT_S) -> None:
         """Join the cluster at `address` or RAY_ADDRESS, else start one here. Raises ClusterUnreachable, ValueError."""

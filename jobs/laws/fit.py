@@ -159,7 +159,7 @@ class Fit:
 
     def log_loss(self, params: ArrayLike, tokens: ArrayLike) -> Floats:
         """ln L of the fitted law at each point."""
-        return self._at(self.coordinates[None], params, tokens)[0]
+        return np.asarray(self._at(self.coordinates[None], params, tokens)[0])
 
     def log_loss_draws(self, params: ArrayLike, tokens: ArrayLike) -> Floats:
         """ln L of every certified bootstrap replicate, [draws, points]; the law itself where there is none."""
@@ -174,8 +174,8 @@ class Fit:
             if len(bad):
                 raise ValueError(f"{name} to predict at must be finite and positive, got {bad[0]:g}")
         with np.errstate(all="ignore"):
-            value: Floats = self.law.log_loss(theta, self.centre.features(n, d), self.centre)
-        return np.broadcast_to(value, (len(theta), len(n)))
+            value = self.law.log_loss(theta, self.centre.features(n, d), self.centre)
+        return np.asarray(value, dtype=np.float64)
 
     def predict(self, params: float, tokens: float, level: float | None = None) -> Prediction:
         """Loss of a run with `params` and `tokens`, counted as in the fitted rows."""

@@ -10,11 +10,16 @@ of the features: matrix products, without an array of [batch, rows, coordinates,
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from numpy.typing import NDArray
 
 from jobs.laws.forms import Feature, Form
 from jobs.laws.links import Floats
+
+# Guards a division that is only used where the residual exceeds delta.
+SMALLEST_RESIDUAL = 1e-300
 
 
 @dataclass(frozen=True)
@@ -31,10 +36,10 @@ class Evaluation:
     scale: Floats
     norm: Floats
 
-    def take(self, rows: np.ndarray) -> Evaluation:
+    def take(self, rows: NDArray[np.bool_]) -> Evaluation:
         return Evaluation(self.value[rows], self.gradient[rows], self.hessian[rows], self.scale[rows], self.norm[rows])
 
-    def replaced(self, rows: np.ndarray, other: Evaluation) -> None:
+    def replaced(self, rows: NDArray[np.bool_], other: Evaluation) -> None:
         """Overwrites, in place, the batch members where `rows` is true with those of `other`."""
         for mine, theirs in (
             (self.value, other.value),
@@ -47,8 +52,25 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
+class _Block:
+    """The coordinates that enter one predictor, and the signed features [rows, members] that multiply its slope."""
+
+    members: NDArray[np.int64]
+    columns: Floats
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Products of the features of two predictors [rows, pairs], and the Hessian entries they belong to."""
+
+    left: NDArray[np.int64]
+    right: NDArray[np.int64]
+    products: Floats
+
+
+@dataclass(frozen=True)
 class Problem:
-    """A form on fixed rows: features by name, and which sums over rows make up the Hessian."""
+    """A form on fixed rows, with the bounds of its coordinates."""
 
     form: Form
     features: dict[Feature, Floats]
@@ -59,9 +81,33 @@ class Problem:
     def num_rows(self) -> int:
         return len(self.features["one"])
 
+    @cached_property
+    def _blocks(self) -> tuple[_Block, ...]:
+        blocks = []
+        for j in range(self.form.num_predictors):
+            entries = [
+                (index, entry.sign * self.features[entry.feature])
+                for index, coordinate in enumerate(self.form.coordinates)
+                for entry in coordinate.entries
+                if entry.predictor == j
+            ]
+            members = np.array([index for index, _ in entries], dtype=np.int64)
+            blocks.append(_Block(members, np.stack([column for _, column in entries], axis=1)))
+        return tuple(blocks)
+
+    @cached_property
+    def _pairs(self) -> dict[tuple[int, int], _Pair]:
+        pairs = {}
+        for j, mine in enumerate(self._blocks):
+            for k, theirs in enumerate(self._blocks[j:], start=j):
+                left, right = np.repeat(mine.members, len(theirs.members)), np.tile(theirs.members, len(mine.members))
+                products = mine.columns[:, :, None] * theirs.columns[:, None, :]
+                pairs[j, k] = _Pair(left, right, products.reshape(self.num_rows, -1))
+        return pairs
+
     def residuals(self, theta: Floats, target: Floats) -> Floats:
         """ln L - target, [batch, rows]; target is ln L relative to the centre of the table."""
-        return self.form.link(self.form.predictors(theta, self.features)).log_loss - target
+        return np.asarray(self.form.link(self.form.predictors(theta, self.features)).log_loss - target)
 
     def value(self, theta: Floats, target: Floats, weights: Floats, delta: float) -> Floats:
         """S(theta), [batch]."""
@@ -71,39 +117,25 @@ class Problem:
 
     def evaluate(self, theta: Floats, target: Floats, weights: Floats, delta: float) -> Evaluation:
         """S with gradient and Hessian at theta [batch, p]; target and weights are [batch or 1, rows]."""
-        form = self.form
-        link = form.link(form.predictors(theta, self.features))
+        link = self.form.link(self.form.predictors(theta, self.features))
         residual = link.log_loss - target
         clipped = np.clip(residual, -delta, delta)
+        is_inside = clipped == residual
         pull = weights * clipped
-        inside = np.where(clipped == residual, weights, 0.0)
+        inside = np.where(is_inside, weights, 0.0)
         # q = psi(r) / r; at r = 0 it is 1 by continuity.
-        reweighted = weights * np.where(residual == clipped, 1.0, delta / np.maximum(np.abs(residual), delta))
-        num = form.num_parameters
-        gradient = np.zeros((len(theta), num))
-        scale = np.zeros((len(theta), num))
-        hessian = np.zeros((len(theta), num, num))
-        # Sums over rows of every predictor's slope against the features that multiply it, taken as matrix products.
-        members = [(index, entry) for index, coordinate in enumerate(form.coordinates) for entry in coordinate.entries]
-        for j in range(form.num_predictors):
-            mine = [(index, entry) for index, entry in members if entry.predictor == j]
-            columns = np.stack([entry.sign * self.features[entry.feature] for _, entry in mine], axis=1)
-            first = (pull * link.gradient[j]) @ columns
-            second = (reweighted * link.gradient[j] ** 2) @ columns**2
-            for at, (index, _) in enumerate(mine):
-                gradient[:, index] += first[:, at]
-                scale[:, index] += second[:, at]
-            for k in range(j, form.num_predictors):
-                theirs = [(index, entry) for index, entry in members if entry.predictor == k]
-                others = np.stack([entry.sign * self.features[entry.feature] for _, entry in theirs], axis=1)
-                products = (columns[:, :, None] * others[:, None, :]).reshape(len(columns), -1)
-                block = inside * link.gradient[j] * link.gradient[k] + pull * link.curvature[j, k]
-                sums = (block @ products).reshape(len(theta), len(mine), len(theirs))
-                for at, (left, _) in enumerate(mine):
-                    for other, (right, _) in enumerate(theirs):
-                        hessian[:, left, right] += sums[:, at, other]
-                        if k > j:
-                            hessian[:, right, left] += sums[:, at, other]
+        reweighted = inside + np.where(is_inside, 0.0, np.abs(pull) / np.maximum(np.abs(residual), SMALLEST_RESIDUAL))
+        batch, num = len(theta), self.form.num_parameters
+        gradient, scale, hessian = np.zeros((batch, num)), np.zeros((batch, num)), np.zeros((batch, num, num))
+        for slope, block in zip(link.gradient, self._blocks, strict=True):
+            gradient[:, block.members] += (pull * slope) @ block.columns
+            scale[:, block.members] += (reweighted * slope**2) @ block.columns**2
+        for (j, k), pair in self._pairs.items():
+            bend = inside * link.gradient[j] * link.gradient[k] + pull * link.curvature[j, k]
+            sums = bend @ pair.products
+            hessian[:, pair.left, pair.right] += sums
+            if k > j:
+                hessian[:, pair.right, pair.left] += sums
         value = np.sum(pull * (residual - 0.5 * clipped), axis=1)
         norm = np.sqrt(np.sum(pull * residual, axis=1))
         return Evaluation(value, gradient, hessian, np.sqrt(scale), norm)

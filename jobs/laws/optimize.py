@@ -20,8 +20,8 @@ CERTIFIED_GRADIENT = 1e-6
 # Newton converges quadratically at the end, so going on to here costs one or two steps.
 TARGET_GRADIENT = 1e-9
 LARGEST_DAMPING = 1e14
-# Relative to delta per row: below this a residual is rounding, and the fit is exact.
-EXACT_RESIDUAL = 1e-12
+# Residuals of ln L below this are rounding: no loss is known to nine digits, and such a fit is exact.
+EXACT_RESIDUAL = 1e-9
 # Elements (batch x rows) whose arrays stay in the second-level cache of one core.
 CHUNK_ELEMENTS = 16_384
 
@@ -63,7 +63,7 @@ class Minima:
 def projected_gradient(problem: Problem, theta: Floats, at: Evaluation) -> tuple[Floats, NDArray[np.bool_]]:
     """Largest scaled gradient [batch] over the coordinates that may move, and which may [batch, p]."""
     held = ((theta <= problem.lower) & (at.gradient > 0)) | ((theta >= problem.upper) & (at.gradient < 0))
-    free = ~held
+    free: NDArray[np.bool_] = ~held
     unit = at.scale * np.maximum(at.norm, EXACT_RESIDUAL * np.sqrt(problem.num_rows))[:, None]
     cosine = np.abs(at.gradient) / np.where(unit > 0, unit, 1.0)
     return np.where(free, cosine, 0.0).max(axis=1), free
@@ -155,10 +155,10 @@ def _newton_step(problem: Problem, theta: Floats, at: Evaluation, free: NDArray[
     for _ in range(theta.shape[1] - 1):
         trial = theta + step
         crossing = moving & ((trial < problem.lower) | (trial > problem.upper))
-        again = crossing.any(axis=1)
+        again = np.asarray(crossing.any(axis=1))
         if not again.any():
             break
-        moving &= ~crossing
+        moving = moving & ~crossing
         held = np.where(moving, 0.0, np.clip(trial, problem.lower, problem.upper) - theta)
         step[again] = _damped_solution(at.take(again), moving[again], held[again], damping[again])
     return np.clip(theta + step, problem.lower, problem.upper) - theta

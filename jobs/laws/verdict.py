@@ -16,8 +16,8 @@ LARGEST_CONDITION = 1e10
 WEAK_FACTOR = 4.0
 WEAK_FLOOR_SHARE = 0.5
 FEWEST_CERTIFIED_SHARE = 0.9
-# Sums below this are rounding of an exact fit.
-EXACT_OBJECTIVE = 1e-20
+# Sums below this are rounding of an exact fit (residuals of 1e-9).
+EXACT_OBJECTIVE = 1e-17
 
 
 def bounds_hit(setup: Setup, theta: Floats) -> tuple[str, ...]:

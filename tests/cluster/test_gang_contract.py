@@ -12,28 +12,26 @@ from pathlib import Path
 import psutil
 import pytest
 
-from cluster.gang import HostedGang
 from cluster.launchers.inline import InlineLauncher
 from cluster.launchers.ray import RayLauncher
-from cluster.resources import GangLost
+from cluster.resources import Gang, GangLost, Launcher
 from tests.cluster.gangs import Attempts, follow, gang_request, host_of, wait_for, wait_until_working
 
 REPLY_TIMEOUT_S = 1.0
 
-AnyLauncher = InlineLauncher | RayLauncher
-
 
 @pytest.fixture(scope="module", params=["inline", "ray"])
-def launcher(request: pytest.FixtureRequest) -> Iterator[AnyLauncher]:
+def launcher(request: pytest.FixtureRequest) -> Iterator[Launcher]:
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("RAY_ADDRESS", raising=False)
-        made: AnyLauncher = InlineLauncher(REPLY_TIMEOUT_S) if request.param == "inline" else RayLauncher(None, 1.0)
+        made: Launcher
+        made = InlineLauncher(REPLY_TIMEOUT_S) if request.param == "inline" else RayLauncher(None, REPLY_TIMEOUT_S)
         yield made
         made.close()
 
 
 @pytest.fixture(scope="module")
-def warm(launcher: AnyLauncher) -> Iterator[HostedGang]:
+def warm(launcher: Launcher) -> Iterator[Gang]:
     """A gang of two ranks that the tests of its users share, as runs of a study do."""
     gang = launcher.open(gang_request("warm", world_size=2, cpus_per_rank=0.5))
     yield gang
@@ -41,14 +39,14 @@ def warm(launcher: AnyLauncher) -> Iterator[HostedGang]:
 
 
 @pytest.fixture
-def fresh(launcher: AnyLauncher) -> Iterator[HostedGang]:
+def fresh(launcher: Launcher) -> Iterator[Gang]:
     """A gang that a test may destroy."""
     gang = launcher.open(gang_request("fresh", world_size=2, cpus_per_rank=0.5))
     yield gang
     gang.close()
 
 
-def test_an_attempt_ends_with_its_journal_its_steps_and_its_logs(warm: HostedGang, attempts: Attempts) -> None:
+def test_an_attempt_ends_with_its_journal_its_steps_and_its_logs(warm: Gang, attempts: Attempts) -> None:
     folder = attempts.start(warm, "finish")
     ended = follow(warm)
     assert ended.exit_codes == [0, 0]
@@ -60,7 +58,7 @@ def test_an_attempt_ends_with_its_journal_its_steps_and_its_logs(warm: HostedGan
 
 
 def test_a_rank_finds_its_seat_and_environment_and_no_trace_of_its_host(
-    launcher: AnyLauncher, warm: HostedGang, attempts: Attempts
+    launcher: Launcher, warm: Gang, attempts: Attempts
 ) -> None:
     facts = json.loads(attempts.finish(warm, "tell").journal)
     node = launcher.inventory().nodes[0].node_id
@@ -75,25 +73,23 @@ def test_a_rank_finds_its_seat_and_environment_and_no_trace_of_its_host(
     assert "built-in" in facts["main"]
 
 
-def test_ranks_meet_through_a_published_key(warm: HostedGang, attempts: Attempts) -> None:
+def test_ranks_meet_through_a_published_key(warm: Gang, attempts: Attempts) -> None:
     ended = attempts.finish(warm, "meet")
     assert (ended.exit_codes, ended.journal) == ([0, 0], "1\n")
 
 
-def test_a_lookup_of_what_nobody_publishes_times_out(warm: HostedGang, attempts: Attempts) -> None:
+def test_a_lookup_of_what_nobody_publishes_times_out(warm: Gang, attempts: Attempts) -> None:
     ended = attempts.finish(warm, "wait_in_vain")
     assert ended.report.ranks[0].error_type == "TimeoutError"
     assert "lookup('never'): no rank published it within 0.05 s" in ended.report.ranks[0].error
 
 
-def test_a_value_that_is_too_large_to_publish_is_refused(warm: HostedGang, attempts: Attempts) -> None:
+def test_a_value_that_is_too_large_to_publish_is_refused(warm: Gang, attempts: Attempts) -> None:
     error = attempts.finish(warm, "publish_much").report.ranks[0].error
     assert "publish('book'): 5004 characters exceed 4096. Write large values to shared storage" in error
 
 
-def test_an_exception_arrives_with_its_type_and_traceback_and_is_in_the_log(
-    warm: HostedGang, attempts: Attempts
-) -> None:
+def test_an_exception_arrives_with_its_type_and_traceback_and_is_in_the_log(warm: Gang, attempts: Attempts) -> None:
     ended = attempts.finish(warm, "raise")
     failed, other = ended.report.ranks
     assert (failed.exit_code, failed.error_type) == (1, "ZeroDivisionError")
@@ -102,7 +98,7 @@ def test_an_exception_arrives_with_its_type_and_traceback_and_is_in_the_log(
     assert (other.exit_code, other.error_type, other.error) == (0, "", "")
 
 
-def test_a_killed_rank_is_seen_within_a_second_while_the_other_works_on(warm: HostedGang, attempts: Attempts) -> None:
+def test_a_killed_rank_is_seen_within_a_second_while_the_other_works_on(warm: Gang, attempts: Attempts) -> None:
     attempts.start(warm, "work")
     victim = wait_until_working(warm).ranks[1].pid
     killed_at = time.monotonic()
@@ -116,7 +112,7 @@ def test_a_killed_rank_is_seen_within_a_second_while_the_other_works_on(warm: Ho
     assert follow(warm).exit_codes == [-signal.SIGKILL, -signal.SIGKILL]
 
 
-def test_a_segmentation_fault_leaves_its_stack_in_the_log(warm: HostedGang, attempts: Attempts) -> None:
+def test_a_segmentation_fault_leaves_its_stack_in_the_log(warm: Gang, attempts: Attempts) -> None:
     ended = attempts.finish(warm, "segfault")
     assert ended.exit_codes == [-signal.SIGSEGV] * 2
     log = Path(ended.report.ranks[0].log_path).read_text()
@@ -124,7 +120,7 @@ def test_a_segmentation_fault_leaves_its_stack_in_the_log(warm: HostedGang, atte
     assert "act_segfault" in log
 
 
-def test_leave_lets_ranks_finish_what_they_do(warm: HostedGang, attempts: Attempts) -> None:
+def test_leave_lets_ranks_finish_what_they_do(warm: Gang, attempts: Attempts) -> None:
     attempts.start(warm, "work")
     wait_until_working(warm)
     warm.leave()
@@ -133,13 +129,13 @@ def test_leave_lets_ranks_finish_what_they_do(warm: HostedGang, attempts: Attemp
     assert ended.journal == f"left at step {ended.report.ranks[0].step}\n"
 
 
-def test_leave_reaches_a_rank_that_has_only_just_been_forked(warm: HostedGang, attempts: Attempts) -> None:
+def test_leave_reaches_a_rank_that_has_only_just_been_forked(warm: Gang, attempts: Attempts) -> None:
     attempts.start(warm, "work")
     warm.leave()
     assert follow(warm).exit_codes == [0, 0]
 
 
-def test_sigterm_from_outside_means_leave_and_sigint_nothing(warm: HostedGang, attempts: Attempts) -> None:
+def test_sigterm_from_outside_means_leave_and_sigint_nothing(warm: Gang, attempts: Attempts) -> None:
     attempts.start(warm, "work")
     pids = [rank.pid for rank in wait_until_working(warm).ranks]
     for pid in pids:
@@ -153,7 +149,7 @@ def test_sigterm_from_outside_means_leave_and_sigint_nothing(warm: HostedGang, a
     assert ended.journal.startswith("left at step ")
 
 
-def test_a_hang_ages_and_can_be_killed_and_its_stack_is_kept(warm: HostedGang, attempts: Attempts) -> None:
+def test_a_hang_ages_and_can_be_killed_and_its_stack_is_kept(warm: Gang, attempts: Attempts) -> None:
     attempts.start(warm, "hang")
     wait_until_working(warm)
     wait_for(lambda: warm.poll(0).ranks[0].seconds_since_progress > 0.3)
@@ -165,7 +161,7 @@ def test_a_hang_ages_and_can_be_killed_and_its_stack_is_kept(warm: HostedGang, a
     assert "in act_hang" in Path(ended.report.ranks[0].log_path).read_text()
 
 
-def test_kill_ends_what_a_rank_has_started(warm: HostedGang, attempts: Attempts) -> None:
+def test_kill_ends_what_a_rank_has_started(warm: Gang, attempts: Attempts) -> None:
     folder = attempts.start(warm, "bear")
     wait_until_working(warm)
     started = int((folder / "journal").read_text())
@@ -174,7 +170,7 @@ def test_kill_ends_what_a_rank_has_started(warm: HostedGang, attempts: Attempts)
     wait_for(lambda: not psutil.pid_exists(started))
 
 
-def test_the_journal_is_read_by_whole_lines_while_it_grows(warm: HostedGang, attempts: Attempts) -> None:
+def test_the_journal_is_read_by_whole_lines_while_it_grows(warm: Gang, attempts: Attempts) -> None:
     folder = attempts.start(warm, "work")
     wait_until_working(warm)
     journal = folder / "journal"
@@ -188,7 +184,7 @@ def test_the_journal_is_read_by_whole_lines_while_it_grows(warm: HostedGang, att
     warm.kill()
 
 
-def test_a_second_attempt_is_refused_while_one_runs(warm: HostedGang, attempts: Attempts) -> None:
+def test_a_second_attempt_is_refused_while_one_runs(warm: Gang, attempts: Attempts) -> None:
     attempts.start(warm, "work")
     with pytest.raises(RuntimeError, match=r"ranks \[0, 1\] of attempt a1 are still running .* Kill it"):
         attempts.start(warm, "finish")
@@ -197,7 +193,7 @@ def test_a_second_attempt_is_refused_while_one_runs(warm: HostedGang, attempts: 
 
 
 def test_a_log_folder_that_cannot_be_made_is_the_callers_error_and_the_gang_lives(
-    warm: HostedGang, attempts: Attempts, tmp_path: Path
+    warm: Gang, attempts: Attempts, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="Not a directory"):
@@ -205,7 +201,7 @@ def test_a_log_folder_that_cannot_be_made_is_the_callers_error_and_the_gang_live
     assert attempts.finish(warm, "finish").exit_codes == [0, 0]
 
 
-def test_a_hundred_attempts_leave_nothing_behind(warm: HostedGang, attempts: Attempts) -> None:
+def test_a_hundred_attempts_leave_nothing_behind(warm: Gang, attempts: Attempts) -> None:
     attempts.start(warm, "work")
     host = host_of(wait_until_working(warm).ranks[0].pid)
     warm.kill()
@@ -228,7 +224,7 @@ def test_a_hundred_attempts_leave_nothing_behind(warm: HostedGang, attempts: Att
 
 
 def test_a_killed_host_loses_the_gang_and_its_ranks_and_gives_all_back(
-    launcher: AnyLauncher, fresh: HostedGang, attempts: Attempts
+    launcher: Launcher, fresh: Gang, attempts: Attempts
 ) -> None:
     free = launcher.inventory().nodes[0].free_cpus
     attempts.start(fresh, "hang")
@@ -244,7 +240,15 @@ def test_a_killed_host_loses_the_gang_and_its_ranks_and_gives_all_back(
     fresh.close()
 
 
-def test_a_frozen_host_loses_the_gang_in_bounded_time(fresh: HostedGang, attempts: Attempts) -> None:
+def test_a_journal_that_cannot_be_read_loses_the_gang(fresh: Gang, attempts: Attempts) -> None:
+    folder = attempts.start(fresh, "work")
+    wait_until_working(fresh)
+    (folder / "journal").mkdir()
+    with pytest.raises(GangLost, match="cannot read the attempt's journal: .*Is a directory"):
+        fresh.poll(0)
+
+
+def test_a_frozen_host_loses_the_gang_in_bounded_time(fresh: Gang, attempts: Attempts) -> None:
     attempts.start(fresh, "work")
     pids = [rank.pid for rank in wait_until_working(fresh).ranks]
     host_of(pids[0]).suspend()
@@ -256,9 +260,7 @@ def test_a_frozen_host_loses_the_gang_in_bounded_time(fresh: HostedGang, attempt
     wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
 
-def test_close_ends_all_processes_and_can_be_repeated(
-    launcher: AnyLauncher, fresh: HostedGang, attempts: Attempts
-) -> None:
+def test_close_ends_all_processes_and_can_be_repeated(launcher: Launcher, fresh: Gang, attempts: Attempts) -> None:
     attempts.start(fresh, "work")
     ranks = wait_until_working(fresh).ranks
     host = host_of(ranks[0].pid)
@@ -271,30 +273,28 @@ def test_close_ends_all_processes_and_can_be_repeated(
         fresh.poll(0)
 
 
-def test_a_gang_that_never_fits_is_refused_at_once(launcher: AnyLauncher) -> None:
+def test_a_gang_that_never_fits_is_refused_at_once(launcher: Launcher) -> None:
     began = time.monotonic()
     with pytest.raises(ValueError, match=r"3 ranks with 9e\+06 cores .* no node of this cluster|a rank needs 9e\+06"):
         launcher.open(gang_request("vast", world_size=3, cpus_per_rank=9e6))
     assert time.monotonic() - began < 1.0
 
 
-def test_a_gang_that_does_not_fit_beside_another_is_lost_and_holds_nothing(
-    launcher: AnyLauncher, warm: HostedGang
-) -> None:
+def test_a_gang_that_does_not_fit_beside_another_is_lost_and_holds_nothing(launcher: Launcher, warm: Gang) -> None:
     before = launcher.inventory()
     with pytest.raises(GangLost, match="gang second"):
         launcher.open(gang_request("second", cpus_per_rank=before.total_cpus))
     assert launcher.inventory().nodes[0].free_cpus == before.nodes[0].free_cpus
 
 
-def test_a_preload_that_cannot_be_imported_is_named_with_its_traceback(launcher: AnyLauncher) -> None:
+def test_a_preload_that_cannot_be_imported_is_named_with_its_traceback(launcher: Launcher) -> None:
     with pytest.raises(ImportError) as caught:
         launcher.open(gang_request("broken", preload=("no_such_module",), cpus_per_rank=0.5))
     assert "preload 'no_such_module'" in str(caught.value)
     assert "ModuleNotFoundError: No module named 'no_such_module'" in str(caught.value)
 
 
-def test_a_preload_that_breaks_the_fork_server_is_shown(launcher: AnyLauncher, tmp_path: Path) -> None:
+def test_a_preload_that_breaks_the_fork_server_is_shown(launcher: Launcher, tmp_path: Path) -> None:
     (tmp_path / "explosive.py").write_text("raise ArithmeticError('at import')\n")
     request = gang_request(
         "broken", preload=("explosive",), cpus_per_rank=0.5, environment={"PYTHONPATH": str(tmp_path)}
@@ -303,12 +303,12 @@ def test_a_preload_that_breaks_the_fork_server_is_shown(launcher: AnyLauncher, t
         launcher.open(request)
 
 
-def test_an_entry_that_does_not_exist_is_named(launcher: AnyLauncher) -> None:
+def test_an_entry_that_does_not_exist_is_named(launcher: Launcher) -> None:
     with pytest.raises(ImportError, match="has no attribute 'walk'"):
         launcher.open(gang_request("broken", entry="tests.cluster.sample_entries:walk", cpus_per_rank=0.5))
 
 
-def test_ranks_start_fast_with_torch_preloaded(launcher: AnyLauncher, attempts: Attempts) -> None:
+def test_ranks_start_fast_with_torch_preloaded(launcher: Launcher, attempts: Attempts) -> None:
     gang = launcher.open(gang_request("torch", preload=("torch",), cpus_per_rank=0.5))
     attempts.finish(gang, "tell")
     began = time.monotonic()

@@ -16,7 +16,7 @@ from cluster.resources import GangLost
 from tests.cluster.gangs import Attempts, follow, host_of, wait_for, wait_until_working
 
 
-@pytest.fixture()
+@pytest.fixture
 def gang() -> Iterator[HostedGang]:
     """Three ranks on node-a, two on node-b."""
     released: list[bool] = []
@@ -52,7 +52,7 @@ def test_a_lost_host_takes_the_ranks_on_the_others_with_it(gang: HostedGang, att
     ranks = wait_until_working(gang).ranks
     survivor = host_of(ranks[0].pid)
     host_of(ranks[4].pid).kill()
-    with pytest.raises(GangLost, match="gang wide: its host .* is gone"):
+    with pytest.raises(GangLost, match=r"gang wide: its host .* is gone"):
         gang.poll(0)
     wait_for(lambda: not survivor.is_running())
 
@@ -64,7 +64,7 @@ def test_an_attempt_that_one_host_cannot_start_runs_on_none(
     logs.mkdir()
     # The log of rank 4 cannot be opened: its name is a folder's.
     (logs / "rank-4.log").mkdir()
-    with pytest.raises(OSError, match="rank-4.log"):
+    with pytest.raises(OSError, match=r"rank-4\.log"):
         gang.assign("a1", {"act": "work"}, str(tmp_path / "journal"), str(logs))
     report = gang.poll(0)
     assert all(rank.exit_code is not None for rank in report.ranks)

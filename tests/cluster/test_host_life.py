@@ -29,7 +29,10 @@ time.sleep(600)
 """
 
 
-@pytest.mark.parametrize(("kind", "act"), [("inline", "work"), ("inline", "hang"), ("ray", "work")])
+@pytest.mark.parametrize(
+    ("kind", "act"),
+    [("inline", "work"), ("inline", "hang"), pytest.param("ray", "work", marks=pytest.mark.slow)],
+)
 def test_a_killed_controller_leaves_no_process(kind: str, act: str, tmp_path: object) -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     controller = subprocess.Popen(

@@ -135,6 +135,16 @@ def test_resumed_run_is_bitwise_the_undisturbed_one_on_the_same_gang_at_every_st
             assert_same(found, expected)
 
 
+def test_resumed_run_in_bf16_is_bitwise_the_undisturbed_one_at_every_stage(tmp_path: Path) -> None:
+    spec = tiny_spec().model_copy(update={"precision": "bf16"})
+    results = run_ranks(save_and_go_on, 2, spec, TWO_RANKS, tmp_path)[0]
+    cases = [(reference, execution) for (reference, _), execution in zip(results, TWO_RANKS, strict=True)]
+    for found, (_, expected) in zip(run_ranks(load_and_go_on, 2, spec, cases)[0], results, strict=True):
+        assert_same(found, expected)
+        # The stages round alike up to the order of sums: bf16 has 3 digits.
+        assert found.losses == pytest.approx(results[0][1].losses, rel=3e-3)
+
+
 def test_slices_that_need_padding_and_tensors_too_large_to_be_kept_whole_come_back(tmp_path: Path) -> None:
     # On three ranks no tensor divides evenly; 100,000 numbers and more are partitioned by stage 3 between uses.
     small = tiny_spec(batch_sequences=6)

@@ -61,28 +61,37 @@ def deepspeed_curves(
     return curves
 
 
-# A clip that bites in most steps, one that never does, and none.
-@pytest.mark.parametrize("gradient_clip", [0.3, 1e6, 0.0])
-def test_two_ranks_of_deepspeed_follow_plain_torch_at_every_stage_and_accumulation(gradient_clip: float) -> None:
-    spec = tiny_spec(gradient_clip=gradient_clip)
-    executions = [
-        Execution(world_size=2, micro_batch_sequences=4 // accumulation, zero_stage=stage)
-        for stage in (1, 2, 3)
-        for accumulation in (1, 2)
-    ]
+def assert_follows_plain_torch(spec: RunSpec, executions: list[Execution]) -> None:
     losses, norms = plain_torch_curve(spec)
     assert losses[-1] < 0.8 * losses[0]
-    for curves in run_ranks(deepspeed_curves, 2, spec, executions):
+    for curves in run_ranks(deepspeed_curves, executions[0].world_size, spec, executions):
         for execution, (found_losses, found_norms) in zip(executions, curves, strict=True):
             # fp32 sums in another order: 1e-7 a step, and 30 steps of growth.
             assert found_losses == pytest.approx(losses, rel=1e-5), execution
             assert found_norms == pytest.approx(norms, rel=1e-4), execution
 
 
+def test_two_ranks_of_deepspeed_follow_plain_torch_at_every_stage_and_accumulation() -> None:
+    # A clip that bites in most steps.
+    assert_follows_plain_torch(
+        tiny_spec(gradient_clip=0.3),
+        [
+            Execution(world_size=2, micro_batch_sequences=4 // accumulation, zero_stage=stage)
+            for stage in (1, 2, 3)
+            for accumulation in (1, 2)
+        ],
+    )
+
+
+def test_two_ranks_of_deepspeed_follow_plain_torch_without_clipping_and_with_activation_checkpointing() -> None:
+    assert_follows_plain_torch(
+        tiny_spec(gradient_clip=0.0),
+        [
+            Execution(world_size=2, micro_batch_sequences=4, zero_stage=stage, activation_checkpointing=True)
+            for stage in (1, 3)
+        ],
+    )
+
+
 def test_one_rank_of_deepspeed_follows_plain_torch() -> None:
-    spec = tiny_spec(gradient_clip=0.3)
-    execution = Execution(micro_batch_sequences=8)
-    losses, norms = plain_torch_curve(spec)
-    [[(found_losses, found_norms)]] = run_ranks(deepspeed_curves, 1, spec, [execution])
-    assert found_losses == pytest.approx(losses, rel=1e-5)
-    assert found_norms == pytest.approx(norms, rel=1e-4)
+    assert_follows_plain_torch(tiny_spec(gradient_clip=0.3), [Execution(micro_batch_sequences=8)])

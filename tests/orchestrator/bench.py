@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +45,20 @@ class Bench:
         self.cluster = FakeCluster(self.clock, cpus)
         self.frozen_at: list[int] = []
 
+        # The controller's own; `ledger` is what another process would see.
+        self.current_ledger = self.ledger
+
     @property
     def ledger(self) -> Ledger:
-        return Ledger.open(self.url, create=True)
+        return Ledger.open(self.url, create=True, study_name=self.plan.study_name)
 
     @property
     def texts(self) -> list[str]:
         return [event.text for event in self.events if event.kind != PROGRESS]
+
+    def outcomes(self) -> list[str]:
+        """How the attempts ended, by number."""
+        return [attempt.outcome for attempt in self.ledger.attempts()]
 
     def losses(self) -> dict[str, float]:
         return {row.name: row.loss for row in self.ledger.observations()}
@@ -62,6 +69,7 @@ class Bench:
         stop_at: tuple[str, int] | None = None,
         freeze: Any = None,
         overrides: Sequence[str] | None = None,
+        listen: Callable[[Event], None] | None = None,
     ) -> StudyOutcome:
         """Carry out what is left. `stop_at`: set the stop event when the n-th event of a kind is told."""
         if overrides is not None:
@@ -70,8 +78,10 @@ class Bench:
         self.cluster = FakeCluster(self.clock, self.cpus, faults)
         told: list[str] = []
 
-        def listen(event: Event) -> None:
+        def hear(event: Event) -> None:
             self.events.append(event)
+            if listen is not None:
+                listen(event)
             told.append(event.kind)
             if stop_at is not None and told.count(stop_at[0]) >= stop_at[1]:
                 stop.set()
@@ -80,7 +90,7 @@ class Bench:
             self.frozen_at.append(len(ledger.observations()))
             (freeze or freeze_all)(ledger, plan)
 
-        ledger = self.ledger
+        ledger = self.current_ledger
         ledger.register_plan(self.plan, self.clock.wall_s())
         return run_study(
             self.plan,
@@ -91,6 +101,6 @@ class Bench:
             EvaluationSpec(tokens=1000),
             freeze_now,
             clock=self.clock,
-            on_event=listen,
+            on_event=hear,
             stop=stop,
         )

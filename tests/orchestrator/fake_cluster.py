@@ -1,4 +1,4 @@
-"""A cluster that trains by the clock alone: real payloads, journals and state folders, faults where they are asked for."""
+"""A cluster that trains by the clock alone: real payloads, journals and state folders, and faults as asked for."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any, Literal
 
 from cluster.resources import GangLost, GangReport, GangRequest, Inventory, Node, RankReport
-from jobs.checkpoints import MANIFEST, FileEntry, Manifest
+from jobs.checkpoints import MANIFEST, CheckpointError, FileEntry, Manifest, verify_state
 from jobs.identity import NUMERICS_VERSION, curve_fingerprint, state_fingerprint
 from jobs.journal import JournalWriter
 from jobs.records import FinalLoss
 from jobs.spec import ChainPayload, Segment
 from jobs.storage import AttemptPaths, sha256_of_bytes
 
-STEP_S = 0.1
+STEP_S = 0.04
 CHECKPOINT_EVERY_STEPS = 50
 RECORD_EVERY_STEPS = 10
 
@@ -47,9 +47,9 @@ class FakeClock:
 
 @dataclass
 class Fault:
-    """What goes wrong when training reaches a step of a run's path; once, unless `times` says otherwise.
+    """What goes wrong when an attempt reaches a step of its path; once, unless `times` says otherwise.
 
-    `size` and `budget` pick the chain by its last segment's folder name.
+    `chain` picks attempts by the beginning of their folder's name.
     """
 
     kind: FaultKind
@@ -94,11 +94,19 @@ class FakeGang:
         self.errors = [("", "")] * self.request.world_size
         self.leaving = self.hanging = False
         self.cluster.attempts.append(self.payload)
+        if self.payload.resume is not None:
+            try:
+                verify_state(Path(self.payload.resume.path), self.payload.resume.manifest_digest)
+            except CheckpointError as error:
+                self._exit(1, f"Traceback\nCheckpointError: {error}", "CheckpointError")
+                return
         self._note("begin", self._segment_at(self.step + 1), self.step, {"resumed_from": self.step})
 
     def poll(self, offset: int) -> GangReport:
         self._check()
         self._train()
+        if self.cluster.driver_dies:
+            raise DriverKilled
         self._check()
         text = ""
         if self.payload is not None:
@@ -146,6 +154,7 @@ class FakeGang:
                 return
             segment = self._segment_at(self.step + 1)
             self.step += 1
+            self.cluster.steps_taken += 1
             self.progressed_s = self.began_s + (self.step - self.start) * STEP_S
             fault = self.cluster.fault_at(self)
             if fault is not None and self._suffer(fault, segment):
@@ -178,7 +187,9 @@ class FakeGang:
             case "hang":
                 self.hanging = True
             case "driver":
-                raise DriverKilled
+                # What the gang still does until its next report is committed, but read by nobody.
+                self.cluster.driver_dies = True
+                return False
             case "damage state":
                 return False
         return True
@@ -261,6 +272,8 @@ class FakeCluster:
         self.attempts: list[ChainPayload] = []
         self.opened = 0
         self.most_open = 0
+        self.steps_taken = 0
+        self.driver_dies = False
         self._lock = threading.Lock()
 
     def inventory(self) -> Inventory:

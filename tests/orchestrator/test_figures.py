@@ -23,7 +23,7 @@ def test_law_figure_shows_every_run_budget_and_outcome() -> None:
         assert word in shown
     for forecast in forecasts():
         assert forecast["name"] in shown
-        assert f"{100 * (forecast['outcome'] / forecast['value'] - 1):+.2f} %" in shown
+        assert f"{100 * (forecast['value'] / forecast['outcome'] - 1):+.2f} %" in shown
 
 
 def test_law_figure_says_which_targets_have_not_run() -> None:

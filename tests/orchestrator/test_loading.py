@@ -3,6 +3,8 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from orchestrator.loading import LARGEST_FILE_BYTES, StudyError, load_study, parse_document, parse_study
 from tests.studies import TEXT, refusal, small_study
@@ -140,6 +142,49 @@ def test_a_wrong_override_is_refused(override: str, reason: str) -> None:
     text = refusal(override)
     assert text.startswith(f"override {override}: ")
     assert reason in text
+
+
+@settings(max_examples=150, deadline=None)
+@given(
+    key=st.sampled_from(
+        [
+            *("name", "design", "design.sizes", "design.tokens", "design.seeds", "design.kind", "model.head_dim"),
+            *("model.aspect", "model.num_layers", "model.vocab_size", "corpus.tokenizer", "corpus.validation_fraction"),
+            *("recipe.learning_rate", "recipe.batch_tokens", "recipe.warmup_steps", "recipe.beta2", "recipe.schedule"),
+            *("forecast.hold_out", "fit.delta", "execution.micro_batch_sequences", "tracking", "zzz.zzz"),
+        ]
+    ),
+    value=st.one_of(
+        st.sampled_from(
+            [
+                *(
+                    "",
+                    "{}",
+                    "[]",
+                    "[[1]]",
+                    "{a: 1}",
+                    "{size: 45k}",
+                    "1e300",
+                    ".nan",
+                    "-0",
+                    "1e30",
+                    "cosine",
+                    "hf",
+                    "auto",
+                ),
+                *("{rule: tokens_power, value: 1, exponent: 99}", "{rule: constant, value: -3}", "{rule: x, value: y}"),
+            ]
+        ),
+        st.floats().map(repr),
+        st.text(max_size=20),
+    ),
+)
+def test_whatever_is_written_is_taken_or_refused_in_lines_of_our_own(key: str, value: str) -> None:
+    try:
+        said = small_study(f"{key}={value}").warnings
+    except StudyError as refusal:
+        said = refusal.lines
+    assert all("pydantic" not in line for line in said)
 
 
 def test_an_override_stands_in_for_the_error_that_it_repairs() -> None:

@@ -4,8 +4,9 @@ import pytest
 
 from cluster.resources import Inventory, Node
 from jobs.identity import state_fingerprint
-from jobs.spec import Segment
+from jobs.spec import Execution, Segment
 from jobs.storage import checked_name
+from orchestrator.executions import choose_execution, rank_memory
 from orchestrator.plan import UNPREPARED, Plan, PlannedRun, build_plan
 from tests.studies import small_study
 
@@ -176,7 +177,19 @@ def test_the_gang_divides_the_batch_and_the_micro_batch_fits_the_memory() -> Non
     assert (execution.world_size, execution.micro_batch_sequences) == (2, 4)
     tight = plan_of("execution.memory_gb_per_rank=0.01").segments[plan_of().runs[0].segments[0]].execution
     assert tight.micro_batch_sequences < 8
+    assert not tight.activation_checkpointing
     assert plan_of("execution.launcher=inline").execution_of(plan_of().runs[0]).world_size == 1
+
+
+def test_activations_are_recomputed_only_where_nothing_else_fits() -> None:
+    spec = plan_of("model.num_layers=12", "design.sizes=[95k, 200k]").runs[0].spec
+    one = Execution(micro_batch_sequences=1)
+    plain = rank_memory(spec, one).total_bytes
+    recomputed = rank_memory(spec, one.model_copy(update={"activation_checkpointing": True})).total_bytes
+    between = (plain + recomputed) / 2
+    settings = small_study(f"execution.memory_gb_per_rank={between / 1e9}").execution
+    assert choose_execution(spec, settings, "cpu").activation_checkpointing
+    assert not choose_execution(spec, small_study().execution, "cpu").activation_checkpointing
 
 
 def test_a_memory_or_disk_that_cannot_hold_the_study_is_refused_with_the_need() -> None:

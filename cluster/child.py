@@ -16,7 +16,7 @@ from multiprocessing import parent_process
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-from cluster.leash import die_with_parent, kill_group
+from cluster.leash import LEASH_SIGNAL, die_with_parent, kill_group
 from cluster.resources import Seat
 
 # A published value is a port or a path. Small ones never fill a socket's buffer, so that no side blocks on the other.
@@ -130,7 +130,7 @@ def run_rank(task: RankTask, channel: Connection, progress: Any) -> None:
     """Body of a forked child. Exits 0 after `entry` returned and 1 after an exception, which the host receives."""
     # A group of its own: what the entry starts is killed with it.
     os.setpgid(0, 0)
-    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    signal.signal(LEASH_SIGNAL, signal.SIG_DFL)
     die_with_parent(signal.SIGKILL)
     _write_output_to(task.log_path)
     faulthandler.enable()

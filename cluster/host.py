@@ -22,6 +22,7 @@ from multiprocessing.context import ForkServerProcess
 from pathlib import Path
 from typing import Any
 
+from cluster import socket_folder
 from cluster.child import STACKS_SIGNAL, RankTask, missing_imports, run_rank
 from cluster.journal_tail import read_new_lines
 from cluster.leash import kill_group
@@ -84,12 +85,17 @@ class Host:
         # The leash of the fork server is tied to the thread that starts it, so one thread does, and lives as long.
         self._forking = ThreadPoolExecutor(max_workers=1, thread_name_prefix="forking")
         os.environ.update(environment)
+        self._socket_folders = [socket_folder.claim()]
         self._context = multiprocessing.get_context("forkserver")
         self._preload = ("cluster.leash", "cluster.child", *preload)
         entry_module = entry.partition(":")[0]
         self._context.set_forkserver_preload([*self._preload, entry_module])
         _forget_main_module()
-        self._check_imports()
+        try:
+            self._check_imports()
+        except BaseException:
+            socket_folder.remove(self._socket_folders)
+            raise
 
     def assign(
         self,
@@ -176,8 +182,11 @@ class Host:
 
     def close(self) -> None:
         """End the ranks. The fork server leaves when this process does."""
-        self.kill()
-        self._forking.shutdown()
+        try:
+            self.kill()
+        finally:
+            socket_folder.remove(self._socket_folders)
+            self._forking.shutdown()
 
     def _check_imports(self) -> None:
         receiver, sender = self._context.Pipe(duplex=False)

@@ -5,14 +5,16 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import numpy.typing as npt
 from pydantic import Field
 
 from jobs.spec import Frozen
 from jobs.storage import sha256_of_bytes, write_atomically
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 # About 40 to 100 points in each factor of e of the steps: dense where the curve bends, sparse where it is slow.
 POINTS_PER_SCALE = 40

@@ -36,6 +36,12 @@ def read_journal(folder: Path) -> list[JournalLine]:
         return []
 
 
+def highest_attempt(attempts: Path) -> int:
+    """The highest number of an attempt that has a folder; 0 if none has."""
+    names = (path.name.rpartition("-a")[2] for path in attempts.glob("*-a*"))
+    return max((int(name) for name in names if name.isdigit()), default=0)
+
+
 def adopt_open_attempts(ledger: Ledger, plan: Plan, now: float) -> list[Adopted]:
     """Take over every attempt that is still open: nobody drives it any more.
 

@@ -55,7 +55,7 @@ def fit_study(study: Study, table: Table, forms: Sequence[str] | None = None) ->
     return fit_mixture(
         table,
         forms or study.fit.forms,
-        holdout=study.fit.hold_out,
+        holdout=None if study.fit.hold_out == "none" else study.fit.hold_out,
         delta=study.fit.delta,
         bootstrap=study.fit.bootstrap,
         level=study.forecast.level,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from cluster.doctor import Check, examine, is_broken
 from jobs.storage import Home
 from orchestrator.gang_requests import PRELOAD
-from orchestrator.summary import aligned
+from orchestrator.rows import aligned
 
 __all__ = ["checkup", "checkup_text", "is_broken"]
 

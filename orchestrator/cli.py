@@ -6,7 +6,6 @@ Exit codes: 0 done, 1 failed runs or no valid fit, 2 usage or configuration, 3 c
 
 from __future__ import annotations
 
-import shlex
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -29,7 +28,7 @@ from orchestrator.console import (
 )
 
 if TYPE_CHECKING:
-    from orchestrator.launch import Place
+    from orchestrator.place import Place
     from orchestrator.plan import Plan
     from orchestrator.reading import LedgerReader
     from orchestrator.study import Study
@@ -48,7 +47,15 @@ def study_command(function: Any) -> Any:
     return function
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+class CommandLine(click.Group):
+    """The commands, each ending with one message and the exit code of what happened."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        with exit_codes():
+            return super().invoke(ctx)
+
+
+@click.group(cls=CommandLine, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(version("scaling"), prog_name="scaling")
 def cli() -> None:
     """Scaling studies: one study file to a fitted law and a forecast that is frozen before the big run starts."""
@@ -95,9 +102,7 @@ def run(study_file: str, overrides: Sequence[str], address: str | None, verbose:
     from orchestrator.launch import run as run_study
 
     configure_logging(verbose)
-    study = _study(study_file, overrides)
-    again = shlex.join(["scaling", "run", study_file, *overrides, *(["--address", address] if address else [])])
-    sys.exit(run_study(study, again, address))
+    sys.exit(run_study(_study(study_file, overrides), (study_file, *overrides), address))
 
 
 @cli.command()
@@ -110,14 +115,13 @@ def status(study_file: str, overrides: Sequence[str], as_json: bool, watch: bool
 
     from orchestrator.standing import standing, standing_text
 
+    if as_json and watch:
+        raise CommandFailed(EXIT_USAGE, "--json prints one document and --watch many: use one of them")
     ledger = _ledger(_study(study_file, overrides))
     while True:
         document = standing(ledger)
-        if as_json:
-            say_json(document)
-        else:
-            say(standing_text(document))
-        if not watch or document["driver"] is None:
+        is_read = say_json(document) if as_json else say(standing_text(document))
+        if not (watch and is_read and document["driver"]):
             return
         time.sleep(2.0)
 
@@ -128,21 +132,13 @@ def status(study_file: str, overrides: Sequence[str], as_json: bool, watch: bool
 @click.option("--rank", type=click.IntRange(min=0), default=0, show_default=True)
 def logs(study_file: str, overrides: Sequence[str], run_name: str | None, rank: int) -> None:
     """Print the events of a study, or the log of a run's last attempt."""
-    import time
+    from orchestrator.standing import event_lines, last_log
 
     ledger = _ledger(_study(study_file, overrides))
     if run_name is None:
-        for event in ledger.events_after(0, 1_000_000):
-            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time_ms / 1000))
-            say(f"{when} {event.content.get('text', event.kind)}")
+        say("\n".join(event_lines(ledger)))
         return
-    runs = {row.name: row for row in ledger.runs()}
-    if run_name not in runs:
-        raise CommandFailed(EXIT_USAGE, f"no run {run_name!r} in this study; it has {', '.join(runs)}")
-    attempts = [row for row in ledger.attempts() if set(row.state_ids) & set(runs[run_name].state_ids)]
-    if not attempts:
-        raise CommandFailed(EXIT_USAGE, f"run {run_name} has not been started yet")
-    path = Path(attempts[-1].folder) / "logs" / f"rank-{rank}.log"
+    path = last_log(ledger, run_name, rank)
     tell(str(path))
     say(path.read_text(encoding="utf-8", errors="replace").rstrip("\n"))
 
@@ -164,7 +160,15 @@ def stop(study_file: str, overrides: Sequence[str]) -> None:
         return
     if holder.host != Holder.me().host:
         raise CommandFailed(EXIT_USAGE, f"process {holder.pid} on {holder.host} drives {study.name}: stop it there")
-    os.kill(holder.pid, signal.SIGTERM)
+    try:
+        os.kill(holder.pid, signal.SIGTERM)
+    except ProcessLookupError:
+        say(f"study {study.name} has just ended")
+        return
+    except PermissionError as error:
+        raise CommandFailed(
+            EXIT_USAGE, f"process {holder.pid} belongs to another user: stop it as that user"
+        ) from error
     say(f"asked process {holder.pid} to stop: gangs checkpoint and leave")
 
 
@@ -175,20 +179,17 @@ def stop(study_file: str, overrides: Sequence[str]) -> None:
 def observations(study_file: str, overrides: Sequence[str], form: str, from_mlflow: bool) -> None:
     """Print one row for each finished run: N, D, C, held-out loss, standard error, quality."""
     from jobs.observation import Observation
-    from orchestrator.finish import observations_csv
+    from orchestrator.rows import WRITERS
 
     study = _study(study_file, overrides)
     if from_mlflow:
-        from jobs.tracking import Tracker, read_observations
+        from jobs.tracking import read_observations
 
-        store = _place(study).store
-        rows = [Observation.model_validate(row) for row in read_observations(Tracker(store.uri), study.name)]
+        tracker = _place(study).store.open_for_reading()
+        rows = [Observation.model_validate(row) for row in read_observations(tracker, study.name)]
     else:
         rows = _ledger(study).observations()
-    if form == "json":
-        say_json([row.as_row() for row in rows])
-    else:
-        sys.stdout.write(observations_csv(rows))
+    say(WRITERS[form]([row.as_row() for row in rows], tuple(Observation.model_fields)), end="")
 
 
 @cli.command()
@@ -198,9 +199,9 @@ def observations(study_file: str, overrides: Sequence[str], form: str, from_mlfl
 @click.option("--form", help="chinchilla, coupled, ... [default: the study's, else coupled]")
 @click.option("--columns", help="Which column is what: params=N,tokens=D,loss=L")
 @click.option("--where", help="Rows to fit, e.g. \"split == 'train' and params > 1e7\"")
-@click.option("--delta", default="auto", show_default=True, help="Huber's delta, or auto.")
+@click.option("--delta", help="Huber's delta, or auto [default: the study's, else auto]")
 @click.option("--loss", type=click.Choice(["huber", "mse", "lad"]), default="huber", show_default=True)
-@click.option("--bootstrap", type=click.IntRange(min=0), default=1000, show_default=True, help="Replicates.")
+@click.option("--bootstrap", type=click.IntRange(min=0), help="Replicates [default: the study's, else 1000]")
 @click.option("--cluster", help="Column whose equal values are resampled together.")
 @click.option("--level", type=float, default=0.95, show_default=True)
 @click.option("--holdout", help="compute:0.2 (the dearest fifth), or an expression like --where.")
@@ -217,12 +218,15 @@ def fit(**options: Any) -> None:
     with_targets = options.pop("with_targets")
     if (study_file is None) == (options["table"] is None):
         raise CommandFailed(EXIT_USAGE, "name either a study file or --table runs.csv")
+    if with_targets and study_file is None:
+        raise CommandFailed(EXIT_USAGE, "--with-targets is for a study: a table's rows are chosen with --where")
+    given = {name: value for name, value in options.items() if value is not None}
     rows = None
     if study_file is not None:
         study = _study(study_file, overrides)
-        options["form"] = options["form"] or study.fit.form
+        given = {"form": study.fit.form, "delta": str(study.fit.delta), "bootstrap": study.fit.bootstrap, **given}
         rows = _ledger(study).observations()
-    fitted = fit_request(FitRequest(**options), rows, with_targets)
+    fitted = fit_request(FitRequest(**given), rows, with_targets)
     if as_json:
         say_json(fitted.document())
     else:
@@ -256,18 +260,19 @@ def predict(
 @JSON_OPTION
 def forecast(study_file: str, overrides: Sequence[str], as_json: bool) -> None:
     """Show the frozen forecasts and their scores; freeze one now if all fitted runs have ended and none exists."""
-    import json
-
-    from orchestrator.finish import describe_forecasts, forecast_json, freeze_now
+    from orchestrator.finish import freeze_now
+    from orchestrator.frozen import forecast_document
+    from orchestrator.summary import forecasts_lines
 
     study = _study(study_file, overrides)
     ledger = _ledger(study)
     if not ledger.forecasts():
         freeze_now(study, _place(study), ledger)
+    forecasts = ledger.forecasts()
     if as_json:
-        say_json([json.loads(forecast_json(row)) for row in ledger.forecasts()])
+        say_json([forecast_document(row) for row in forecasts])
     else:
-        say("\n".join(describe_forecasts(ledger)))
+        say("\n".join(forecasts_lines(forecasts)))
 
 
 @cli.command()
@@ -285,7 +290,7 @@ def export(study_file: str, overrides: Sequence[str], what: str, form: str, outp
     study = _study(study_file, overrides)
     text = exported(study, _plan(study), None if what == "plan" else _ledger(study), what, form)
     if output is None:
-        sys.stdout.write(text)
+        say(text, end="")
         return
     write_atomically(output, text)
     tell(f"wrote {output}")
@@ -293,7 +298,8 @@ def export(study_file: str, overrides: Sequence[str], what: str, form: str, outp
 
 @cli.command()
 @study_command
-def report(study_file: str, overrides: Sequence[str]) -> None:
+@JSON_OPTION
+def report(study_file: str, overrides: Sequence[str], as_json: bool) -> None:
     """Make law tables, figures and the report page again from the ledger."""
     from orchestrator.finish import finish
     from orchestrator.ledger import Ledger
@@ -303,7 +309,10 @@ def report(study_file: str, overrides: Sequence[str]) -> None:
     place = _place(study)
     ledger = Ledger.open(place.ledger_url, study_name=study.name)
     finished = finish(study, place.paths, _plan(study), ledger)
-    say(finished.text)
+    if as_json:
+        say_json(finished.document())
+    else:
+        say(finished.text)
     sys.exit(EXIT_DONE if finished.valid else EXIT_FAILED)
 
 
@@ -350,7 +359,7 @@ def _study(study_file: str, overrides: Sequence[str]) -> Study:
 
 
 def _place(study: Study) -> Place:
-    from orchestrator.launch import Place
+    from orchestrator.place import Place
 
     return Place.of(study)
 
@@ -384,13 +393,4 @@ def _ledger(study: Study) -> LedgerReader:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the console script."""
-    with exit_codes():
-        try:
-            cli.main(
-                args=list(arguments) if arguments is not None else None, prog_name="scaling", standalone_mode=False
-            )
-        except click.Abort:
-            raise KeyboardInterrupt from None
-        except click.ClickException as error:
-            error.show()
-            sys.exit(EXIT_USAGE)
+    cli(args=None if arguments is None else list(arguments), prog_name="scaling")

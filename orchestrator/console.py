@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -27,26 +28,33 @@ class CommandFailed(Exception):
         self.exit_code = exit_code
 
 
-def say(text: str = "") -> None:
-    """A result, on stdout."""
-    sys.stdout.write(text + "\n")
-    sys.stdout.flush()
+def say(text: str = "", end: str = "\n") -> bool:
+    """A result, on stdout. False where its reader has left (`| head`): the command still ends with its own code."""
+    try:
+        sys.stdout.write(text + end)
+        sys.stdout.flush()
+    except BrokenPipeError:
+        # What is buffered must go somewhere, or the interpreter complains when it ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return False
+    return True
 
 
 def tell(text: str) -> None:
-    """Progress or a remark, on stderr."""
-    sys.stderr.write(text + "\n")
-    sys.stderr.flush()
+    """Progress or a remark, on stderr. A reader that has left stops nothing."""
+    with contextlib.suppress(BrokenPipeError):
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
 
 
-def say_json(document: Any) -> None:
+def say_json(document: Any) -> bool:
     """One stable document on stdout and nothing else."""
-    say(json.dumps(document, indent=2, sort_keys=True, allow_nan=False))
+    return say(json.dumps(document, indent=2, sort_keys=True, allow_nan=False))
 
 
 def is_interactive() -> bool:
-    """Whether a live view may be drawn: a terminal that is neither dumb nor asked to be plain."""
-    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR")
+    """Whether a live view may be drawn: on a terminal that can move its cursor. NO_COLOR only takes its colours."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def configure_logging(verbose: bool = False) -> None:
@@ -73,24 +81,20 @@ def exit_codes() -> Iterator[None]:
     except KeyboardInterrupt:
         tell("interrupted")
         sys.exit(EXIT_INTERRUPTED)
-    except CommandFailed as failure:
-        if str(failure):
-            tell(str(failure))
-        sys.exit(failure.exit_code)
-    except BrokenPipeError:
-        # The reader of our output left (`scaling plan | head`): nothing more to say, and no traceback at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(EXIT_DONE)
-    except (ValueError, RuntimeError, OSError) as error:
-        known = _known_failure(error)
+    except Exception as error:
+        known = known_failure(error)
         if known is None:
             raise
-        tell(f"scaling: {known[1]}")
-        sys.exit(known[0])
+        code, message = known
+        if message:
+            tell(f"scaling: {message}")
+        sys.exit(code)
 
 
-def _known_failure(error: Exception) -> tuple[int, str] | None:
+def known_failure(error: Exception) -> tuple[int, str] | None:
     """Exit code and message of a failure that a user can act on; None for a bug."""
+    if isinstance(error, CommandFailed):
+        return error.exit_code, str(error)
     # Looked up by name along the class's bases, so that reporting an error of one part imports no other.
     names = {base.__name__ for base in type(error).__mro__}
     if "ClusterUnreachable" in names:
@@ -99,8 +103,11 @@ def _known_failure(error: Exception) -> tuple[int, str] | None:
         return EXIT_UNREACHABLE, f"the tracking server cannot be reached: {error}"
     if "FitError" in names:
         return EXIT_FAILED, f"no fit: {error}"
-    if names & {"StudyError", "CorpusError", "TableError", "LedgerError", "TrackingError", "CheckpointError"}:
+    if names & {"StudyError", "CorpusError", "LedgerError", "TrackingError", "CheckpointError"}:
         return EXIT_USAGE, str(error)
+    if "OperationalError" in names:
+        # A full disk, a lock that is held too long, a PostgreSQL that went away.
+        return EXIT_UNREACHABLE, f"the ledger's database does not work: {getattr(error, 'orig', error)}"
     if isinstance(error, OSError) and error.filename is not None:
         return EXIT_USAGE, f"{error.filename}: {error.strerror}"
     if type(error) is ValueError:

@@ -20,7 +20,7 @@ from cluster.resources import ClusterUnreachable, Gang, GangLost, GangReport, La
 from jobs.journal import decode_lines
 from jobs.spec import ChainPayload, EvaluationSpec
 from jobs.storage import StudyPaths
-from orchestrator.adoption import adopt_open_attempts, read_journal
+from orchestrator.adoption import adopt_open_attempts, highest_attempt, read_journal
 from orchestrator.chains import is_over, needed_segments
 from orchestrator.clock import Clock, SystemClock
 from orchestrator.crew import Crew, Member, Work
@@ -30,7 +30,7 @@ from orchestrator.failures import Ending, classify
 from orchestrator.gang_requests import gang_request
 from orchestrator.intake import Claim, Taken, drop_checkpoints, take_in
 from orchestrator.ledger import Ledger
-from orchestrator.narrator import Narrator
+from orchestrator.narrator import Narrator, ranks_text
 from orchestrator.outcome import StudyOutcome
 from orchestrator.plan import Plan
 from orchestrator.state import History, StudyState, segment_states
@@ -122,6 +122,8 @@ class Controller:
         self._crew = Crew(launcher)
         self._news = True
         self._decided_at = 0.0
+        self._stored_at = 0.0
+        self._taken_numbers = 0
         self._asked_to_freeze = False
         self._stopping = False
         self._openings_failed = 0
@@ -147,6 +149,7 @@ class Controller:
         self._welcome()
         for member, gang, work in self._crew.busy():
             self._attend(member, gang, work)
+        self._store_points()
         if self._stop.is_set() and not self._stopping:
             self._stopping = self._news = True
             self._narrator.tell(
@@ -196,10 +199,14 @@ class Controller:
         if self._asked_to_freeze or not needed_segments(self._plan, state):
             return False
         self._asked_to_freeze = True
+        known = len(self._ledger.forecasts())
         self._freeze(self._ledger, self._plan)
+        self._narrator.frozen(self._ledger.forecasts()[known:])
         return True
 
     def _adopt(self) -> None:
+        # Folders that a ledger which is gone knew of are not written into again.
+        self._taken_numbers = highest_attempt(self._place.paths.attempts)
         for adopted in adopt_open_attempts(self._ledger, self._plan, self._clock.wall_s()):
             self._narrator.adopted(adopted)
 
@@ -208,7 +215,7 @@ class Controller:
             self._news = True
             if error is None:
                 self._openings_failed = 0
-                self._narrator.tell("gang.opened", f"{member.gang_id}: up with {member.request.world_size} ranks")
+                self._narrator.tell("gang.opened", f"{member.gang_id}: up, {ranks_text(member.request.world_size)}")
                 continue
             self._openings_failed += 1
             if self._openings_failed >= FAILED_OPENINGS_IN_A_ROW:
@@ -246,6 +253,7 @@ class Controller:
             execution=action.execution,
             folder_of=lambda number: str(self._place.paths.attempt(last.folder_name, number).root),
             start_step=action.resume.step if action.resume is not None else 0,
+            above=self._taken_numbers,
         )
         paths = self._place.paths.attempt(last.folder_name, number)
         payload = ChainPayload(
@@ -290,7 +298,8 @@ class Controller:
         """Read one gang's report and act on what it says."""
         try:
             report = self._poll(gang, work)
-            self._store(work)
+            if any(line.kind != "metrics" for line in work.unread):
+                self._store(work)
             self._narrator.progress(work)
             ending = self._ending(gang, work, report)
         except GangLost as error:
@@ -336,16 +345,22 @@ class Controller:
         self._poll(gang, work)
         return ending
 
-    def _store(self, work: Work, *, at_once: bool = False) -> None:
-        """Take in what has been read: at once where it says more than points."""
-        now = self._clock.monotonic_s()
-        urgent = at_once or any(line.kind != "metrics" for line in work.unread)
-        if not work.unread or not (urgent or now - work.stored_at >= STORE_EVERY_S):
+    def _store_points(self) -> None:
+        """Once in a while the points of all gangs, in one transaction."""
+        if self._clock.monotonic_s() - self._stored_at < STORE_EVERY_S:
             return
+        self._stored_at = self._clock.monotonic_s()
+        waiting = [work for _, _, work in self._crew.busy() if work.unread]
+        if waiting:
+            with self._ledger.transaction():
+                for work in waiting:
+                    self._store(work)
+
+    def _store(self, work: Work) -> None:
+        """Take in what has been read of a journal."""
         lines, work.unread = work.unread, []
-        work.stored_at = now
-        taken = take_in(self._ledger, self._plan, work.claim, lines, self._clock.wall_s())
-        self._note(work, taken)
+        if lines:
+            self._note(work, take_in(self._ledger, self._plan, work.claim, lines, self._clock.wall_s()))
 
     def _note(self, work: Work, taken: Taken) -> None:
         work.accepted.update(taken.accepted)
@@ -369,7 +384,7 @@ class Controller:
 
     def _end(self, member: Member, work: Work, ending: Ending) -> None:
         """Close the attempt, and its segment if its class allows no further try."""
-        self._store(work, at_once=True)
+        self._store(work)
         if ending.outcome == "finished" and work.unaccepted:
             ending = Ending("damaged_state", "; ".join(work.refused) or "its last states were not committed")
         now = self._clock.wall_s()

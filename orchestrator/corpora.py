@@ -48,8 +48,8 @@ def check_corpus(study: Study, plan: Plan, corpus: PreparedCorpus) -> None:
     if longest.tokens > unique:
         raise CorpusError(
             f"design: run {longest.name} trains on {longest.tokens:,} tokens, but the corpus has {unique:,} unique "
-            f"tokens ({longest.tokens / unique:.1f} epochs): laws of unique data would not hold. Use a larger corpus or "
-            f"budgets of at most {unique:,} tokens."
+            f"tokens ({longest.tokens / unique:.1f} epochs): laws of unique data would not hold. Use a larger corpus, "
+            f"or budgets of at most {unique:,} tokens."
         )
     # Evaluation windows are cut here once, so that a validation set that is too small is told now, not after training.
     corpus.evaluation(study.evaluation.tokens, length)

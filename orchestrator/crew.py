@@ -33,7 +33,6 @@ class Work:
     refused: list[str] = field(default_factory=list)
     offset: int = 0
     unread: list[JournalLine] = field(default_factory=list)
-    stored_at: float = 0.0
     end: JournalLine | None = None
     watch: ProgressWatch = field(default_factory=ProgressWatch)
     failed_at: float | None = None

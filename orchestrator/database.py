@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -100,6 +101,8 @@ def _bring_up_to_date(engine: Engine, shown_url: str, create: bool) -> None:
             f"the ledger at {shown_url} has schema {_revision(engine) or 'none'}, this version needs "
             f"{SCHEMA_REVISION}: `scaling run` brings it up to date"
         )
+    # Its log speaks of plugins; what has happened is said by the ledger.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     # Imported here because only the first opening of a database needs it.
     from alembic import command
     from alembic.config import Config

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from cluster.placement import Placement, fits
 from cluster.resources import GangRequest, Inventory
 from jobs.spec import Execution, StateRef
-from orchestrator.chains import Chain, is_over, ready_chains
+from orchestrator.chains import Chain, needed_segments, ready_chains
 from orchestrator.plan import Plan
 from orchestrator.state import GangState, StudyState
 
@@ -62,7 +62,8 @@ def decide(plan: Plan, state: StudyState, inventory: Inventory, now: float) -> l
     if state.stopping:
         return _stop_all(state)
     chains = ready_chains(plan, state, now)
-    if is_over(plan, state):
+    # Targets that wait for their forecast will want the gangs that are warm.
+    if not needed_segments(plan, state):
         return [CloseGang(gang.gang_id, "there is nothing left to do") for gang in state.gangs if gang.status == "idle"]
     placing = _Placing(state, inventory, now)
     for chain in chains:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from itertools import product
+from math import ceil
 from typing import TYPE_CHECKING, Literal
 
 from cluster.resources import Inventory
-from jobs.accounting import MemoryEstimate, training_memory
+from jobs.accounting import MemoryEstimate, count_parameters, training_memory
 from jobs.spec import Execution, RunSpec
 
 if TYPE_CHECKING:
@@ -28,12 +29,12 @@ def choose_device(settings: ExecutionSettings, inventory: Inventory | None) -> L
 def choose_execution(spec: RunSpec, settings: ExecutionSettings, device: Literal["cpu", "cuda"]) -> Execution:
     """Gang and micro-batch of a run.
 
-    The world is the largest divisor of the batch that max_ranks allows; the micro-batch the largest divisor of a
-    rank's share whose states and activations stay within memory_gb_per_rank; activations are recomputed in the
-    backward pass only where none does without. Raises ValueError where none fits at all.
+    The world is the largest divisor of the batch that max_ranks and params_per_rank allow. The micro-batch is the
+    largest divisor of a rank's share whose states and activations stay within memory_gb_per_rank; activations are
+    recomputed in the backward pass only where none does without. Raises ValueError where none fits at all.
     """
     batch = spec.recipe.batch_sequences
-    most_ranks = 1 if settings.launcher == "inline" else settings.max_ranks
+    most_ranks = most_ranks_of(spec, settings)
     fixed = None if isinstance(settings.micro_batch_sequences, str) else settings.micro_batch_sequences
     passes = batch // fixed if fixed else batch
     world_size = max(ranks for ranks in range(1, min(most_ranks, passes) + 1) if passes % ranks == 0)
@@ -60,6 +61,15 @@ def choose_execution(spec: RunSpec, settings: ExecutionSettings, device: Literal
         f"{candidates[-1]} sequences at width {spec.shape.width} and {spec.shape.num_layers} layers, which needs "
         f"{needed:.3g} GB ({states:.3g} GB of them states). Raise it, or use zero_stage: 3 with more max_ranks"
     )
+
+
+def most_ranks_of(spec: RunSpec, settings: ExecutionSettings) -> int:
+    """Ranks that a run may have: small runs go side by side on devices of their own, large ones share several."""
+    if settings.launcher == "inline":
+        return 1
+    if settings.params_per_rank is None:
+        return settings.max_ranks
+    return min(settings.max_ranks, ceil(count_parameters(spec.shape).matmul / settings.params_per_rank))
 
 
 def rank_memory(spec: RunSpec, execution: Execution) -> MemoryEstimate:

@@ -7,22 +7,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from jobs.laws.fit import check_level
 from jobs.laws.fitting import fit_law
 from jobs.laws.holdout import hold_out
-from jobs.laws.observations import Table
-from jobs.laws.tables import read_table
+from jobs.laws.observations import FitError
+from jobs.laws.tables import NamedTable, read_table
 from jobs.laws.where import parse_where
-from orchestrator.analysis import fit_study, table_of
+from jobs.observation import Observation
+from orchestrator.analysis import fit_study, table_of, usable
 from orchestrator.numbers import parse_number, short_number
-from orchestrator.summary import aligned
+from orchestrator.rows import aligned
 
 if TYPE_CHECKING:
     from jobs.laws.fit import Fit
     from jobs.laws.mixture import Mixture
-    from jobs.observation import Observation
     from orchestrator.study import Study
 
 DEFAULT_FORM = "coupled"
+# A hold-out's interval only has to be counted inside or outside.
+HOLDOUT_REPLICATES = 200
 
 
 @dataclass(frozen=True)
@@ -47,9 +50,9 @@ def fit_request(request: FitRequest, observations: Sequence[Observation] | None,
     if observations is None:
         assert request.table is not None, "the command line asks for one of the two"
         named = read_table(request.table, columns=request.columns, where=request.where, cluster=request.cluster)
-        table, columns = named.table, dict(named.columns)
     else:
-        table, columns = _study_table(request, observations, with_targets), {}
+        named = _study_table(request, observations, with_targets)
+    table = named.table
     options: dict[str, Any] = {
         "delta": _delta(request.delta),
         "loss": request.loss,
@@ -61,21 +64,33 @@ def fit_request(request: FitRequest, observations: Sequence[Observation] | None,
     if request.holdout is None:
         return fitted
     return fitted.with_holdout(
-        hold_out(table, form, request.holdout, columns=columns, bootstrap=min(request.bootstrap, 200), **options)
+        hold_out(
+            table,
+            form,
+            request.holdout,
+            columns=named.columns,
+            bootstrap=min(request.bootstrap, HOLDOUT_REPLICATES),
+            **options,
+        )
     )
 
 
-def _study_table(request: FitRequest, observations: Sequence[Observation], with_targets: bool) -> Table:
+def _study_table(request: FitRequest, observations: Sequence[Observation], with_targets: bool) -> NamedTable:
+    """The study's rows that are asked for, with all their columns for expressions."""
     if request.columns or request.cluster:
         raise ValueError("--columns and --cluster are for --table: a study's rows name their columns and trunks")
     rows = list(observations)
     if request.where:
         where = parse_where(request.where)
-        described = [row.as_row() for row in rows]
-        if described:
-            where.check_names(described[0])
-        rows = [row for row, values in zip(rows, described, strict=True) if where(values)]
-    return table_of(rows, ("fit", "target") if with_targets else ("fit",))
+        where.check_names(tuple(Observation.model_fields))
+        rows = [row for row in rows if where(row.as_row())]
+        if observations and not rows:
+            raise FitError(f"--where {request.where!r} leaves none of {len(observations)} rows")
+    roles = ("fit", "target") if with_targets else ("fit",)
+    fitted = [row.as_row() for row in usable(rows, roles)]
+    return NamedTable(
+        table_of(rows, roles), {name: tuple(row[name] for row in fitted) for name in Observation.model_fields}
+    )
 
 
 def _delta(text: str) -> float | Literal["auto"]:
@@ -94,9 +109,9 @@ def prediction_of(
     study: Study, observations: Sequence[Observation], params: str, tokens: str, level: float | None
 ) -> dict[str, Any]:
     """Prediction of the study's mixture, and of each form beside it, for a run of `params` and `tokens`."""
+    n, d = _count("--params", params), _count("--tokens", tokens)
+    wanted = study.forecast.level if level is None else check_level(level)
     mixture: Mixture = fit_study(study, table_of(observations))
-    n, d = float(parse_number(params)), float(parse_number(tokens))
-    wanted = level or study.forecast.level
     mixed = mixture.predict(n, d, wanted)
     return {
         "params": n,
@@ -115,6 +130,16 @@ def prediction_of(
         },
         "conventions": mixture.fits[0].conventions,
     }
+
+
+def _count(option: str, text: str) -> float:
+    try:
+        value = float(parse_number(text))
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from error
+    if value <= 0:
+        raise ValueError(f"{option} {text}: must be above 0, like 1.3M")
+    return value
 
 
 def predict_text(document: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Freezes what the target runs will reach before any of them opens, and scores it afterwards. Pure but for the clock.
+"""Freezes what the target runs will reach before any of them opens, and scores it afterwards. Pure.
 
 The record holds everything that the prediction came from: target fingerprints, rows and their hash, the gate that
 chose them, the rule that chose the forms, the laws, the prediction with its interval, and the naive baselines it has
@@ -17,20 +17,22 @@ from orchestrator.analysis import fit_study, table_of, usable
 
 if TYPE_CHECKING:
     from orchestrator.plan import Plan, PlannedRun
+    from orchestrator.reading import ForecastRow
     from orchestrator.study import Study
 
 GATE = "role fit, quality ok, finished before the forecast"
 
 
-def forecast_record(study: Study, plan: Plan, observations: Sequence[Observation]) -> dict[str, Any]:
-    """The forecast of all target runs of a plan from the finished fitted runs. Raises FitError.
+def forecast_record(
+    study: Study, plan: Plan, targets: Sequence[PlannedRun], observations: Sequence[Observation]
+) -> dict[str, Any]:
+    """The forecast of target runs of a plan from the finished fitted runs. Raises FitError, and ValueError without any.
 
     The rule of forms is fixed by the study file: the mixture (jobs.laws.mixture) of `forecast.forms` at the study's
-    level. Targets come in the order of tokens; the last is the headline.
+    level. The last target is the headline.
     """
-    targets = target_runs(plan)
     if not targets:
-        raise ValueError("the study holds nothing out: set forecast.hold_out to largest_size or {size: ...}")
+        raise ValueError("there is no run to forecast: set forecast.hold_out to largest_size or {size: ...}")
     table = table_of(observations)
     mixture = fit_study(study, table, study.forecast.forms)
     rows = usable(observations)
@@ -91,8 +93,14 @@ def naive_losses(table: Table, params: float, tokens: float) -> dict[str, float]
 
 
 def target_runs(plan: Plan) -> list[PlannedRun]:
-    """The runs that are forecast, by tokens, the headline last."""
+    """The runs that are held out, by N and then D: the headline last."""
     return sorted((run for run in plan.runs if run.role == "target"), key=lambda run: (run.params.matmul, run.tokens))
+
+
+def unforecast_targets(plan: Plan, forecasts: Iterable[ForecastRow]) -> list[PlannedRun]:
+    """The target runs that no forecast covers yet: all at first, later those that a longer study adds."""
+    covered = {name for forecast in forecasts for name in forecast.targets}
+    return [run for run in target_runs(plan) if run.name not in covered]
 
 
 def score_record(

@@ -6,137 +6,139 @@ study -> corpus -> plan -> ledger -> controller (gangs) -> forecast -> targets -
 
 from __future__ import annotations
 
-import logging
+import contextlib
+import shlex
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from jobs.storage import Home, StudyPaths
-from orchestrator.console import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, say, tell
+from sqlalchemy.exc import OperationalError
+
+from orchestrator.attach import ENDED, VERDICTS, attach
+from orchestrator.console import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, known_failure, say, tell
 from orchestrator.corpora import check_corpus, prepare_corpus
-from orchestrator.database import sqlite_url
-from orchestrator.finish import Finished, finish, freeze_forecast
+from orchestrator.database import LedgerError
+from orchestrator.finish import Finished, finish, freeze_or_withhold
+from orchestrator.forecast import unforecast_targets
 from orchestrator.lease import Lease, LeaseHeld, LeaseKeeper
 from orchestrator.ledger import Ledger
 from orchestrator.measuring import record_speeds
+from orchestrator.place import Place
 from orchestrator.plan import Plan, build_plan
-from orchestrator.shipping import ShipperProcess, ShippingCard
+from orchestrator.shipping import ShipperProcess
 from orchestrator.throughput import load_throughput
-from orchestrator.tracking_store import TrackingStore, tracking_store
 
 if TYPE_CHECKING:
     from cluster.resources import Launcher
     from jobs.corpus import PreparedCorpus
     from orchestrator.outcome import StudyOutcome
+    from orchestrator.reading import RunRow
     from orchestrator.study import Study
-
-logger = logging.getLogger(__name__)
 
 # Sending what is left after the last run: a local store takes seconds, a dead server must not hold the study's end.
 SHIPPING_TIMEOUT_S = 120.0
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a study lives: its folders, ledger and tracking store."""
+class Launch:
+    """One `scaling run`: what was typed and where it goes."""
 
-    home: Home
-    paths: StudyPaths
-    store: TrackingStore
-
-    @classmethod
-    def of(cls, study: Study) -> Place:
-        home = Home.from_environment()
-        return cls(home, home.study(study.name), tracking_store(study, home))
+    study: Study
+    place: Place
+    arguments: tuple[str, ...]
+    """Study file and overrides, as typed."""
+    address: str | None
 
     @property
-    def ledger_url(self) -> str:
-        return sqlite_url(self.paths.ledger)
+    def command(self) -> str:
+        """What a person types to go on."""
+        return shlex.join(["scaling", "run", *self.arguments, *(["--address", self.address] if self.address else [])])
 
-    def make_folders(self) -> None:
-        """Raises ValueError with the way out where the home cannot be written."""
-        try:
-            for folder in (self.paths.root, self.paths.attempts, self.paths.report):
-                folder.mkdir(parents=True, exist_ok=True)
-            probe = self.paths.root / ".writable"
-            probe.write_text("")
-            probe.unlink()
-        except OSError as error:
-            raise ValueError(
-                f"{self.paths.root} cannot be written ({error.strerror}): set SCALING_HOME to a folder that can be"
-            ) from error
+    @property
+    def ui_command(self) -> str:
+        return shlex.join(["scaling", "ui", *self.arguments])
 
 
-def run(study: Study, command: str, address: str | None = None) -> int:
+def run(study: Study, arguments: Sequence[str], address: str | None = None) -> int:
     """Run a study to its end, or attach to the process that does. Returns the exit code.
 
-    `command` is what a person types to go on after an interruption.
+    `arguments` are the study file and overrides, for the commands that are suggested at the end.
     """
-    place = Place.of(study)
-    place.make_folders()
-    ledger = Ledger.open(place.ledger_url, create=True, study_name=study.name)
+    if address and study.execution.launcher == "inline":
+        raise ValueError("--address names a Ray cluster, but execution.launcher is inline: set it to ray")
+    launch = Launch(study, Place.of(study), tuple(arguments), address)
+    launch.place.make_folders()
+    ledger = Ledger.open(launch.place.ledger_url, create=True, study_name=study.name)
     try:
         lease = Lease.take(ledger, time.time())
     except LeaseHeld as held:
-        from orchestrator.attach import attach
-
         tell(f"{held}; showing its view")
-        return attach(ledger)
-    with LeaseKeeper(lease, ledger, time.time):
-        return _drive(study, place, ledger, command, address)
+        return attach(ledger, launch.place.paths)
+    with _terminated_as_interrupted(), LeaseKeeper(lease, ledger, time.time), _verdict_recorded(ledger) as verdict:
+        try:
+            verdict.code = _drive(launch, ledger)
+        except KeyboardInterrupt:
+            tell(f"interrupted, nothing recorded is lost; go on with: {launch.command}")
+            verdict.code = EXIT_INTERRUPTED
+    return verdict.code
 
 
-def _drive(study: Study, place: Place, ledger: Ledger, command: str, address: str | None) -> int:
+def _drive(launch: Launch, ledger: Ledger) -> int:
+    study, place = launch.study, launch.place
     corpus = prepare_corpus(study, place.home.corpora)
     throughput = load_throughput(place.home.calibration)
-    provisional = build_plan(study, corpus.digest, corpus.vocab_size, None, throughput)
-    check_corpus(study, provisional, corpus)
-    if not _is_unfinished(ledger, provisional):
-        tell(
-            f"all {len(provisional.runs)} runs of {study.name} have ended before (kept in {place.paths.root}): no training"
-        )
-        ledger.register_plan(provisional, time.time())
-        shipper = _start_shipper(study, place, provisional, corpus)
-        return _close(study, place, provisional, ledger, shipper)
+    plan = build_plan(study, corpus.digest, corpus.vocab_size, None, throughput)
+    check_corpus(study, plan, corpus)
+    ledger.register_plan(plan, time.time())
+    if not _runs_left(ledger, plan, ("fit",)) and unforecast_targets(plan, ledger.forecasts()):
+        # Tried before a cluster is asked for anything: without a forecast there is nothing to train.
+        freeze_or_withhold(study, plan, ledger)
+    frozen = {name for forecast in ledger.forecasts() for name in forecast.targets}
+    if not any(run.role == "fit" or run.name in frozen for run in _runs_left(ledger, plan)):
+        ended = len(plan.runs) - len(_runs_left(ledger, plan))
+        tell(f"{ended} of {len(plan.runs)} runs of {study.name} have ended before ({place.paths.root}): no training")
+        return _close(launch, plan, ledger, _start_shipper(launch, plan, corpus))
 
-    with _launcher(study, address) as launcher:
+    with _launcher(study, launch.address) as launcher:
+        # Registered above already: what the cluster looks like changes how segments are carried out, not what they are.
         plan = build_plan(study, corpus.digest, corpus.vocab_size, launcher.inventory(), throughput)
-        ledger.register_plan(plan, time.time())
-        shipper = _start_shipper(study, place, plan, corpus)
+        shipper = _start_shipper(launch, plan, corpus)
         points_before = max(ledger.heads().values(), default=0)
         with _stop_on_signals() as stop:
-            outcome = _train(study, place, plan, ledger, launcher, corpus, stop)
+            outcome = _train(launch, plan, ledger, launcher, corpus, stop)
         record_speeds(ledger, place.home.calibration, points_before)
     if outcome.interrupted:
         shipper.finish(SHIPPING_TIMEOUT_S)
-        tell(f"interrupted after {len(outcome.finished)} of {len(plan.runs)} runs; go on with: {command}")
+        tell(f"interrupted after {len(outcome.finished)} of {len(plan.runs)} runs; go on with: {launch.command}")
         return EXIT_INTERRUPTED
-    return _close(study, place, plan, ledger, shipper)
+    return _close(launch, plan, ledger, shipper)
 
 
-def _is_unfinished(ledger: Ledger, plan: Plan) -> bool:
-    statuses = {run.state_ids[-1]: run.status for run in ledger.runs()}
-    return any(statuses.get(run.segments[-1], "waiting") == "waiting" for run in plan.runs)
+def _runs_left(ledger: Ledger, plan: Plan, roles: Sequence[str] = ("fit", "target")) -> list[RunRow]:
+    """Runs of the plan that have not ended."""
+    planned = {run.name for run in plan.runs}
+    return [run for run in ledger.runs() if run.name in planned and run.status == "waiting" and run.role in roles]
 
 
-def _close(study: Study, place: Place, plan: Plan, ledger: Ledger, shipper: ShipperProcess) -> int:
+def _close(launch: Launch, plan: Plan, ledger: Ledger, shipper: ShipperProcess) -> int:
     """Score, fit and report what there is; send the rest to MLflow; say where everything lies."""
+    store = launch.place.store
     try:
-        finished: Finished = finish(study, place.paths, plan, ledger)
+        finished: Finished = finish(launch.study, launch.place.paths, plan, ledger)
     finally:
         # The report is made first, so that the last shipment holds it.
         shipped = shipper.finish(SHIPPING_TIMEOUT_S)
     say(finished.text)
-    say(f"MLflow UI: scaling ui {study.name}" if place.store.artifact_root else f"MLflow: {place.store.shown}")
+    say(f"MLflow   {launch.ui_command}" if store.artifact_root else f"MLflow   {store.shown}")
     if not shipped:
         tell(
-            f"MLflow at {place.store.shown} has not taken everything: nothing is lost, "
-            "the same command sends the rest once it answers"
+            f"MLflow at {store.shown} has not taken everything: nothing is lost, "
+            f"the same command sends the rest once it answers: {launch.command}"
         )
     if not finished.valid:
         return EXIT_FAILED
@@ -144,8 +146,7 @@ def _close(study: Study, place: Place, plan: Plan, ledger: Ledger, shipper: Ship
 
 
 def _train(
-    study: Study,
-    place: Place,
+    launch: Launch,
     plan: Plan,
     ledger: Ledger,
     launcher: Launcher,
@@ -156,15 +157,16 @@ def _train(
     from orchestrator.controller import run_study
     from orchestrator.progress import live_view
 
+    study = launch.study
     with live_view(plan, ledger) as on_event:
         return run_study(
             plan,
             ledger,
             launcher,
-            place.paths,
+            launch.place.paths,
             corpus.folder,
             EvaluationSpec(tokens=study.evaluation.tokens),
-            freeze=lambda ledger, plan: freeze_forecast(study, plan, ledger),
+            freeze=lambda ledger, plan: freeze_or_withhold(study, plan, ledger),
             on_event=on_event,
             stop=stop,
             checkpoint_interval_s=study.execution.checkpoint_interval_s,
@@ -176,8 +178,6 @@ def _launcher(study: Study, address: str | None) -> Iterator[Launcher]:
     """The study's launcher, closed at the end. Raises ClusterUnreachable."""
     launcher: Launcher
     if study.execution.launcher == "inline":
-        if address:
-            raise ValueError("--address names a Ray cluster, but execution.launcher is inline: set it to ray")
         from cluster.launchers.inline import InlineLauncher
 
         launcher = InlineLauncher()
@@ -191,27 +191,69 @@ def _launcher(study: Study, address: str | None) -> Iterator[Launcher]:
         launcher.close()
 
 
-def _start_shipper(study: Study, place: Place, plan: Plan, corpus: PreparedCorpus) -> ShipperProcess:
+def _start_shipper(launch: Launch, plan: Plan, corpus: PreparedCorpus) -> ShipperProcess:
     from orchestrator.study_card import card_of
 
-    card: ShippingCard = card_of(study, place, plan, corpus)
-    return ShipperProcess(card.save(place.paths.root / "shipping.json"))
+    card = card_of(launch.study, launch.place, plan, corpus)
+    return ShipperProcess(card.save(launch.place.paths.root / "shipping.json"))
+
+
+@dataclass
+class Verdict:
+    """The exit code of the study, once it is known."""
+
+    code: int = EXIT_FAILED
+
+
+@contextmanager
+def _verdict_recorded(ledger: Ledger) -> Iterator[Verdict]:
+    """Writes the exit code down as an event: it is also that of those who watch (orchestrator.attach)."""
+    verdict = Verdict()
+    reason = ""
+    try:
+        yield verdict
+    except Exception as error:
+        # Recorded for the others and raised again for this process.
+        verdict.code, reason = known_failure(error) or (EXIT_FAILED, f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        text = f"study {ledger.study_name}: {reason or VERDICTS[verdict.code]}"
+        # A ledger that was taken over, or is gone, keeps the verdict of whoever has it.
+        with contextlib.suppress(LedgerError, OperationalError):
+            ledger.append_event(ENDED, {"text": text, "exit_code": verdict.code}, time.time())
 
 
 @contextmanager
 def _stop_on_signals() -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM asks for a clean stop; a second Ctrl-C raises KeyboardInterrupt."""
+    """The first Ctrl-C or SIGTERM asks for a clean stop; a second one raises KeyboardInterrupt."""
     stop = threading.Event()
 
     def ask(number: int, frame: FrameType | None) -> None:
         if stop.is_set():
             raise KeyboardInterrupt
-        tell("stopping: gangs checkpoint and leave (press Ctrl-C again to end at once; nothing recorded is lost)")
         stop.set()
+        tell("stopping: gangs checkpoint and leave (press Ctrl-C again to end at once; nothing recorded is lost)")
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
+    with _handled(ask, signal.SIGINT, signal.SIGTERM):
         yield stop
+
+
+@contextmanager
+def _terminated_as_interrupted() -> Iterator[None]:
+    """Outside training nothing has to be saved: SIGTERM (`scaling stop`, a scheduler) acts at once, as Ctrl-C does."""
+
+    def interrupt(number: int, frame: FrameType | None) -> None:
+        raise KeyboardInterrupt
+
+    with _handled(interrupt, signal.SIGTERM):
+        yield
+
+
+@contextmanager
+def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
+    before = {number: signal.signal(number, handler) for number in numbers}
+    try:
+        yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)

@@ -25,6 +25,15 @@ if TYPE_CHECKING:
     from orchestrator.plan import Plan
 
 
+# Digits of a digest that people are shown.
+SHOWN_DIGITS = 12
+
+
+def frozen_text(digest_of_record: str, targets: Sequence[str]) -> str:
+    """The line that tells of a frozen forecast."""
+    return f"forecast {digest_of_record[:SHOWN_DIGITS]}: frozen for {', '.join(targets)}"
+
+
 class Ledger(LedgerWriter):
     """The ledger of one study, for its controller."""
 
@@ -44,8 +53,9 @@ class Ledger(LedgerWriter):
         execution: Execution | None = None,
         folder_of: Callable[[int], str] = lambda number: "",
         start_step: int = 0,
+        above: int = 0,
     ) -> int:
-        """Number of a new attempt at a chain, larger than every earlier one; from now on only it may accept its states.
+        """Number of a new attempt at a chain, beyond every earlier one and `above`. Only it may accept its states now.
 
         `folder_of` gives the folder of the attempt with a number. Raises LedgerError if a segment may not be opened, or
         belongs to a target whose forecast is not frozen.
@@ -53,12 +63,13 @@ class Ledger(LedgerWriter):
         attempts = schema.attempt
         with self.transaction() as connection:
             self._check_forecast(state_ids)
-            number = 1 + (
+            known = (
                 connection.execute(
                     sa.select(sa.func.max(attempts.c.number)).where(attempts.c.study == self.study_name)
                 ).scalar_one()
                 or 0
             )
+            number = 1 + max(known, above)
             for state_id in state_ids:
                 self.move_segment(connection, state_id, OPEN, now, attempt=number)
             connection.execute(
@@ -160,7 +171,8 @@ class Ledger(LedgerWriter):
         """An accepted state turned out to be damaged or gone: it must be trained again. Observations stay."""
         with self.transaction() as connection:
             self.move_segment(connection, state_id, "waiting", now, path=None, manifest_digest=None, reason=reason)
-            self.append_event("state.lost", {"state_id": state_id, "reason": reason}, now)
+            text = f"{self.segments([state_id])[state_id].name}: its state is lost ({reason})"
+            self.append_event("state.lost", {"text": text, "state_id": state_id}, now)
 
     def end_attempt(
         self, attempt: int, outcome: str, now: float, *, cause: str = "", error: str = "", log_path: str = ""
@@ -291,7 +303,9 @@ class Ledger(LedgerWriter):
                     frozen_ms=milliseconds(now),
                 )
             )
-            self.append_event("forecast.frozen", {"digest": frozen_digest, "targets": list(targets)}, now)
+            self.append_event(
+                "forecast.frozen", {"text": frozen_text(frozen_digest, targets), "digest": frozen_digest}, now
+            )
         return frozen_digest
 
     def _is_blind(self, targets: Sequence[str]) -> bool:
@@ -322,7 +336,8 @@ class Ledger(LedgerWriter):
                 if all(row.digest != forecast_digest for row in self.forecasts()):
                     raise LedgerError(f"no forecast with digest {forecast_digest} was frozen in {self.study_name}")
                 return False
-            self.append_event("forecast.scored", {"digest": forecast_digest}, now)
+            text = f"forecast {forecast_digest[:SHOWN_DIGITS]}: scored"
+            self.append_event("forecast.scored", {"text": text, "digest": forecast_digest}, now)
         return True
 
     def _is_newest(self, connection: Connection, state_id: str, attempt: int) -> bool:

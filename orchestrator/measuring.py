@@ -37,6 +37,9 @@ def record_speeds(ledger: LedgerReader, calibration: Path, after_sequence: int) 
     }
     pooled: dict[tuple[str, str], tuple[RunSpec, Execution, list[float]]] = {}
     for curve_id, values in speeds.items():
+        if curve_id not in specs or curve_id not in executions:
+            # A budget that was taken out of the study while its curve was trained.
+            continue
         spec, execution = specs[curve_id], executions[curve_id]
         key = (spec.shape.model_dump_json(), execution.model_dump_json())
         pooled.setdefault(key, (spec, execution, []))[2].extend(values)

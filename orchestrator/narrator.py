@@ -13,8 +13,9 @@ from orchestrator.crew import Work
 from orchestrator.events import PROGRESS, Event, OnEvent
 from orchestrator.failures import Ending
 from orchestrator.intake import Taken
-from orchestrator.ledger import Ledger
+from orchestrator.ledger import Ledger, frozen_text
 from orchestrator.outcome import StudyOutcome
+from orchestrator.reading import ForecastRow
 from orchestrator.state import SegmentState
 
 logger = logging.getLogger(__name__)
@@ -40,17 +41,23 @@ class Narrator:
 
     def placed(self, work: Work, payload: ChainPayload, known: SegmentState, gang_id: str) -> None:
         """A chain was given to a gang."""
-        size = payload.execution.world_size
         after = f", after {known.last_outcome.replace('_', ' ')}" if known.tries and known.last_outcome else ""
         start = payload.resume.step if payload.resume is not None else payload.segments[0].start_step
         self.tell(
             "attempt.placed",
-            f"{work.subject}: placed on {size} rank{'s' if size > 1 else ''} (attempt {known.tries + 1}{after}), "
+            f"{work.subject}: placed on {ranks_text(payload.execution.world_size)} (attempt {known.tries + 1}{after}), "
             f"steps {start} to {work.end_step}",
             attempt=work.claim.attempt,
             gang=gang_id,
             segments=list(work.claim.state_ids),
         )
+
+    def frozen(self, forecasts: Sequence[ForecastRow]) -> None:
+        """Forecasts were frozen; the ledger has written that down itself."""
+        for row in forecasts:
+            text = frozen_text(row.digest, row.targets)
+            logger.info("%s", text)
+            self._on_event(Event("forecast.frozen", text, row.frozen_ms, {"digest": row.digest}))
 
     def adopted(self, adopted: Adopted) -> None:
         """Work of a controller that died was taken over."""
@@ -111,3 +118,8 @@ class Narrator:
         elif outcome.withheld:
             names = ", ".join(outcome.withheld)
             self.tell("study.withheld", f"targets withheld, their forecast is not frozen: {names}")
+
+
+def ranks_text(world_size: int) -> str:
+    """A number of ranks in words."""
+    return f"{world_size} rank{'s' if world_size > 1 else ''}"

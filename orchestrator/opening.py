@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from orchestrator.console import EXIT_DONE, EXIT_FAILED, EXIT_USAGE, CommandFailed, say, tell
-from orchestrator.launch import Place
+from orchestrator.place import Place
 
 if TYPE_CHECKING:
     from orchestrator.study import Study
@@ -13,13 +13,10 @@ if TYPE_CHECKING:
 
 def open_ui(study: Study, port: int | None) -> int:
     """Serve until interrupted; a store that is a server has its own UI, whose link is printed. The exit code."""
-    from jobs.tracking import Tracker
     from orchestrator.ui import UiError, is_remote, start_ui, study_link
 
     place = Place.of(study)
-    if place.store.artifact_root is not None and not place.home.mlflow_database.exists():
-        raise CommandFailed(EXIT_USAGE, f"study {study.name} has not been run here: use `scaling run` first")
-    experiment_id = Tracker(place.store.uri, place.store.artifact_root).experiment_of(study.name)
+    experiment_id = place.store.open_for_reading().experiment_of(study.name)
     if experiment_id is None:
         raise CommandFailed(EXIT_USAGE, f"study {study.name} is not in {place.store.shown}: use `scaling run` first")
     if is_remote(place.store.uri):

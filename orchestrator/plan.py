@@ -16,7 +16,7 @@ from jobs.identity import curve_fingerprint, state_fingerprint
 from jobs.spec import Execution, RunSpec, Segment, SegmentKind, Shape
 from orchestrator.checks import held_out_sizes
 from orchestrator.designs import Point, design_sizes, expand
-from orchestrator.executions import BYTES_PER_GB, choose_device, choose_execution
+from orchestrator.executions import BYTES_PER_GB, choose_device, choose_execution, most_ranks_of
 from orchestrator.names import folder_name, run_name, trunk_name
 from orchestrator.numbers import short_number
 from orchestrator.recipes import RunRecipe, resolve_recipe
@@ -307,12 +307,10 @@ class _Builder:
                 f"{short_number(path.point.tokens)} tokens became {short_number(tokens)} ({deviation:+.1%}), "
                 f"{path.spec.total_steps} whole steps"
             )
-        settings, ranks = self.study.execution, self._execution(path.spec).world_size
-        if settings.launcher == "ray" and ranks < settings.max_ranks:
+        ranks, most_ranks = self._execution(path.spec).world_size, most_ranks_of(path.spec, self.study.execution)
+        if ranks < most_ranks:
             sequences = path.spec.recipe.batch_sequences
-            notes.append(
-                f"a gang has {ranks} ranks, not {settings.max_ranks}, to divide a batch of {sequences} sequences"
-            )
+            notes.append(f"a gang has {ranks} ranks, not {most_ranks}, to divide a batch of {sequences} sequences")
         return tuple(notes)
 
 

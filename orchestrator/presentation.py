@@ -15,6 +15,7 @@ from jobs.storage import StudyPaths, write_atomically
 from jobs.tracking import TRAIN_LOSS
 from orchestrator.drawing import save
 from orchestrator.figures import curves_figure, residual_figure
+from orchestrator.frozen import first_forecasts
 from orchestrator.law_figure import law_figure
 from orchestrator.numbers import short_number
 from orchestrator.report import Baseline, ForecastSummary, LawSummary, Report, ReportFigure, render_report
@@ -33,7 +34,7 @@ SHOWN_VERSIONS = ("scaling", "torch", "deepspeed", "ray", "datasets", "mlflow", 
 
 def write_report(study: Study, paths: StudyPaths, plan: Plan, ledger: LedgerReader, mixture: Mixture) -> Path:
     """Write the figures and report.html below `paths.report`; returns the page."""
-    observations, runs, forecasts = ledger.observations(), ledger.runs(), ledger.forecasts()
+    observations, runs, forecasts = ledger.observations(), ledger.runs(), first_forecasts(ledger.forecasts())
     figures = _figures(paths, ledger, mixture, observations, runs, forecasts, study.forecast.level)
     report = Report(
         study=study.name,
@@ -41,7 +42,7 @@ def write_report(study: Study, paths: StudyPaths, plan: Plan, ledger: LedgerRead
         summary=_summary(forecasts, mixture),
         plan=_plan_facts(plan),
         laws=[_law(fit, weight) for fit, weight in zip(mixture.fits, mixture.weights, strict=True)],
-        forecasts=[summary for row in forecasts[:1] for summary in _forecast_summaries(row)],
+        forecasts=[summary for row in forecasts for summary in _forecast_summaries(row)],
         figures=figures,
         runs=[_run_row(run, {row.name: row for row in observations}) for run in runs],
         excluded=[(run.name, f"{run.status}: {run.reason}") for run in runs if run.status in ("failed", "diverged")],
@@ -78,7 +79,7 @@ def _figures(
         for row in observations
     ]
     predict = _predictor(mixture, level)
-    forecast_rows = [row for forecast in forecasts[:1] for row in _forecast_rows(forecast)]
+    forecast_rows = [row for forecast in forecasts for row in _forecast_rows(forecast)]
     drawn = [
         (
             "law",
@@ -188,15 +189,17 @@ def _forecast_summaries(forecast: ForecastRow) -> list[ForecastSummary]:
 def _summary(forecasts: Sequence[ForecastRow], mixture: Mixture) -> str:
     best = mixture.best
     law = f"Best law: {best.form} ({best.status}), fitted to {best.rows.used} runs."
-    if not forecasts or not forecasts[0].score:
+    scored = [forecast for forecast in forecasts if forecast.score]
+    if not scored or scored[-1].score is None:
         return law
-    target = forecasts[0].score["targets"][-1]
+    target = scored[-1].score["targets"][-1]
     if target["status"] == "void":
         return f"{law} The forecast of {target['run']} is void: {target['reason']}."
+    frozen = "frozen before it started" if scored[-1].blind else "frozen after some of it had been trained"
     return (
-        f"{law} The forecast of {target['run']}, frozen before it started, was {target['predicted']:.4f}; "
+        f"{law} The forecast of {target['run']}, {frozen}, was {target['predicted']:.4f}; "
         f"{target['observed']:.4f} came out ({target['relative_error']:+.2%}, "
-        f"{'inside' if target['inside'] else 'outside'} the {forecasts[0].record['level']:.0%} interval)."
+        f"{'inside' if target['inside'] else 'outside'} the {scored[-1].record['level']:.0%} interval)."
     )
 
 

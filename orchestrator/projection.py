@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from jobs.accounting import count_parameters, train_flops_per_token
+from jobs.observation import Observation
 from jobs.spec import RunSpec
 from jobs.storage import sha256_of_file
 from jobs.tracking import COMPUTE_C, PARAMETERS_N, TOKENS_D, Dataset, RunStatus
-from jobs.observation import Observation
-from orchestrator.reading import AttemptRow, LedgerReader, RunRow, SegmentRow
+from orchestrator.frozen import first_forecasts
+from orchestrator.reading import AttemptRow, ForecastRow, LedgerReader, RunRow, SegmentRow
 from orchestrator.shipper import ArtifactFile, Child, Ending, PointRow, Stretch, StudyCard
 
 RUN_STATUS: Mapping[str, RunStatus] = {
@@ -22,6 +23,9 @@ RUN_STATUS: Mapping[str, RunStatus] = {
     "failed": "FAILED",
     "diverged": "FAILED",
 }
+
+# Of a scored target, as metrics of the parent run.
+HEADLINE = ("predicted", "observed", "relative_error")
 
 
 class LedgerSource:
@@ -45,7 +49,7 @@ class LedgerSource:
         assert study is not None, "the plan is registered before anything is shipped"
         runs = self._ledger.runs()
         open_runs = [run for run in runs if run.status == "waiting"]
-        forecasts = self._ledger.forecasts()
+        forecasts = first_forecasts(self._ledger.forecasts())
         return StudyCard(
             name=study.name,
             digest=study.digest,
@@ -57,7 +61,7 @@ class LedgerSource:
                 "scaling.forecast_digest": forecasts[0].digest if forecasts else "",
                 "scaling.runs_finished": f"{sum(run.status == 'finished' for run in runs)} of {len(runs)}",
             },
-            metrics=_forecast_metrics(forecasts[0].score if forecasts else None),
+            metrics=_forecast_metrics(forecasts),
             status="RUNNING" if open_runs else "FINISHED",
             dataset=self._dataset,
         )
@@ -95,16 +99,11 @@ class LedgerSource:
         return [ArtifactFile(path, sha256_of_file(path)) for path in files]
 
 
-def _forecast_metrics(score: Mapping[str, Any] | None) -> dict[str, float]:
-    """What the parent run shows of the scored forecast."""
-    if not score or score.get("status") != "scored":
-        return {}
-    headline = score["targets"][-1]
-    return {
-        "forecast/predicted": headline["predicted"],
-        "forecast/observed": headline["observed"],
-        "forecast/relative_error": headline["relative_error"],
-    }
+def _forecast_metrics(forecasts: Sequence[ForecastRow]) -> dict[str, float]:
+    """What the parent run shows of the newest headline that was scored."""
+    headlines = [forecast.score["targets"][-1] for forecast in forecasts if forecast.score]
+    scored = [target for target in headlines if target["status"] == "scored"]
+    return {f"forecast/{name}": scored[-1][name] for name in HEADLINE} if scored else {}
 
 
 def _shape_params(spec: RunSpec) -> dict[str, Any]:
@@ -131,10 +130,14 @@ def _execution_tags(attempt: AttemptRow | None) -> dict[str, str]:
     if attempt is None:
         return {}
     execution = {f"scaling.execution.{name}": str(value) for name, value in attempt.execution.items()}
-    tags = {**execution, "scaling.gang": attempt.gang_id, "scaling.attempt": str(attempt.number)}
-    if attempt.outcome not in ("open", "finished"):
-        tags["scaling.cause"] = f"{attempt.outcome}: {attempt.cause}"[:500]
-    return tags
+    ended = "" if attempt.outcome in ("open", "finished") else f"{attempt.outcome}: {attempt.cause}"[:500]
+    # Written empty as well: a tag of an earlier attempt would stay.
+    return {
+        **execution,
+        "scaling.gang": attempt.gang_id,
+        "scaling.attempt": str(attempt.number),
+        "scaling.cause": ended,
+    }
 
 
 def _trunk(

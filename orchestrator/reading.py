@@ -214,15 +214,18 @@ class LedgerReader:
         ]
 
     def observations(self) -> list[Observation]:
-        """Final losses with N, D and C under their conventions, one row a finished run, in the order of the plan."""
+        """Final losses with N, D and C under their conventions, one row a finished run, in the order of the plan.
+
+        The role is the one that the run has now: what is held out may change after it was trained.
+        """
         table = schema.observation
         query = (
-            sa.select(table.c.content)
+            sa.select(table.c.content, schema.run.c.role)
             .join(schema.run, sa.and_(schema.run.c.study == table.c.study, schema.run.c.name == table.c.run))
             .where(table.c.study == self.study_name)
             .order_by(schema.run.c.position)
         )
-        return [Observation.model_validate(row["content"]) for row in self._rows(query)]
+        return [Observation.model_validate({**row["content"], "role": row["role"]}) for row in self._rows(query)]
 
     def events_after(self, sequence: int = 0, limit: int = 1000) -> list[EventRow]:
         """Events beyond a sequence, oldest first."""

@@ -51,7 +51,8 @@ def _register_study(ledger: LedgerWriter, connection: Connection, plan: Plan, no
             .where(table.c.name == plan.study_name)
             .values(digest=plan.study_digest, corpus_digest=plan.corpus_digest)
         )
-        ledger.append_event("study.changed", {"from": stored.digest, "to": plan.study_digest}, now)
+        text = f"study {plan.study_name}: its file has changed; runs that are the same keep what they have"
+        ledger.append_event("study.changed", {"text": text, "from": stored.digest, "to": plan.study_digest}, now)
 
 
 def _register_runs(ledger: LedgerWriter, connection: Connection, plan: Plan, now: float) -> None:
@@ -81,7 +82,8 @@ def _register_runs(ledger: LedgerWriter, connection: Connection, plan: Plan, now
         if known.state_ids[-1] != run.segments[-1]:
             raise LedgerError(_differing(plan.study_name, run, known.identity))
         if (known.role, known.state_ids) != (run.role, run.segments):
-            ledger.append_event("run.replanned", {"run": run.name, "role": run.role}, now)
+            text = f"run {run.name}: planned anew as {run.role} over {len(run.segments)} segments"
+            ledger.append_event("run.replanned", {"text": text, "run": run.name}, now)
         connection.execute(
             table.update()
             .where(table.c.study == plan.study_name, table.c.name == run.name)

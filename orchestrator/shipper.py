@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -24,6 +25,7 @@ logger = logging.getLogger(__name__)
 MARK_TAG = "scaling.shipped"
 ARTIFACTS_TAG = "scaling.artifacts"
 DATASET_TAG = "scaling.dataset"
+DIGEST_TAG = "scaling.study_digest"
 ARTIFACT_DIGEST_CHARS = 16
 
 # Rows of the ledger read at a time; each may bring two more points (optimizer step, FLOPs).
@@ -176,11 +178,13 @@ class Shipper:
         parent = self._ensure(experiment_id, f"study:{card.name}", card.name, "study", card.created_ms)
         conflicts = []
         if self._sent.get(parent_id := f"study:{card.name}") != card:
-            conflicts += self._describe(parent_id, card.params, {**card.tags, "scaling.study_digest": card.digest})
+            # A study may be extended, and a param cannot change: a setting that has goes into a tag of its name.
+            changed = {
+                f"scaling.study.{key}": value for key, value in self._conflicting(parent_id, card.params).items()
+            }
+            self._describe(parent_id, card.params, {**card.tags, **changed, DIGEST_TAG: card.digest})
             self._ship_dataset(parent, card.dataset)
-            self._tracker.log_points(
-                parent.mlflow_id, [Point(key, value, 0, card.created_ms) for key, value in card.metrics.items()]
-            )
+            self._ship_headlines(parent_id, card.metrics)
             self._sent[parent_id] = card
         points = 0
         heads = source.heads()
@@ -191,7 +195,11 @@ class Shipper:
             )
             points += self._ship_points(source, identity, heads, child)
             if self._sent.get(child.run_id) != child:
-                conflicts += self._describe(child.run_id, child.params, child.tags)
+                conflicts += [
+                    f"{child.name}: {key} is {self._runs[child.run_id].params[key]} in MLflow and {value} here"
+                    for key, value in self._conflicting(child.run_id, child.params).items()
+                ]
+                self._describe(child.run_id, child.params, child.tags)
                 self._ship_dataset(self._runs[child.run_id], card.dataset)
                 self._ship_ending(child)
                 self._sent[child.run_id] = child
@@ -215,21 +223,28 @@ class Shipper:
             )
         return self._runs[run_id]
 
-    def _describe(self, run_id: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> list[str]:
-        """Params and tags that the store lacks; a param that it has otherwise is named and left alone."""
-        run = self._runs[run_id]
+    def _conflicting(self, run_id: str, params: Mapping[str, Any]) -> dict[str, str]:
+        """Params, as we have them, that the store has otherwise."""
+        stored = self._runs[run_id].params
         shown = {key: tracking.shown(value) for key, value in params.items()}
-        conflicts = [
-            f"{run.name}: {key} is {run.params[key]} in MLflow and {value} here"
-            for key, value in shown.items()
-            if run.params.get(key, value) != value
-        ]
-        new_params = {key: value for key, value in shown.items() if key not in run.params}
+        return {key: value for key, value in shown.items() if stored.get(key, value) != value}
+
+    def _describe(self, run_id: str, params: Mapping[str, Any], tags: Mapping[str, str]) -> None:
+        """Send params and tags that the store lacks; params that it has, also otherwise, are left alone."""
+        run = self._runs[run_id]
+        new_params = {key: tracking.shown(value) for key, value in params.items() if key not in run.params}
         if new_params:
             self._tracker.log_params(run.mlflow_id, new_params)
         self._set_tags(run_id, tags)
         self._remember(run_id, params={**run.params, **new_params})
-        return conflicts
+
+    def _ship_headlines(self, run_id: str, metrics: Mapping[str, float]) -> None:
+        """Values of the study as a whole. They may change, so only one that the store has otherwise gets a new point."""
+        run = self._runs[run_id]
+        now_ms = time.time_ns() // 1_000_000
+        new = {key: value for key, value in metrics.items() if run.metrics.get(key) != value}
+        self._tracker.log_points(run.mlflow_id, [Point(key, value, 0, now_ms) for key, value in new.items()])
+        self._remember(run_id, metrics={**run.metrics, **new})
 
     def _ship_points(self, source: ShipSource, identity: str, heads: Mapping[str, int], child: Child) -> int:
         curve_ids = [stretch.curve_id for stretch in child.stretches]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ from jobs.storage import write_atomically
 from orchestrator.console import EXIT_DONE, EXIT_UNREACHABLE, configure_logging
 
 LOCK_FILE = "shipper.lock"
+STDERR_DESCRIPTOR = 2
 
 
 @dataclass(frozen=True)
@@ -51,13 +53,15 @@ class ShipperProcess:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "orchestrator.shipping", str(card_path)],
             stdin=subprocess.PIPE,
+            # Whatever a library prints there is a remark: our standard output holds results alone.
+            stdout=STDERR_DESCRIPTOR,
             # A Ctrl-C is the controller's to handle: the shipper is told to end when the rest has.
             start_new_session=True,
         )
 
     def finish(self, timeout_s: float) -> bool:
         """Ask it to send the rest and end. Whether everything has reached the store."""
-        assert self._process.stdin is not None
+        assert self._process.stdin is not None, "it was started with a pipe"
         self._process.stdin.close()
         try:
             return self._process.wait(timeout_s) == EXIT_DONE
@@ -105,7 +109,9 @@ def main(arguments: list[str]) -> int:
     stop = threading.Event()
 
     def wait_for_end_of_input() -> None:
-        sys.stdin.buffer.read()
+        # Not through sys.stdin, whose lock this thread would still hold if the process ended on an error.
+        while os.read(0, 1024):
+            pass
         stop.set()
 
     threading.Thread(target=wait_for_end_of_input, daemon=True).start()

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.lease import current_holder
 from orchestrator.numbers import short_number
-from orchestrator.summary import aligned
+from orchestrator.rows import aligned
 
 if TYPE_CHECKING:
     from orchestrator.reading import LedgerReader
@@ -67,7 +68,11 @@ def standing(ledger: LedgerReader) -> dict[str, Any]:
 def standing_text(document: dict[str, Any]) -> str:
     """`standing` for a person."""
     counts = ", ".join(f"{count} {status}" for status, count in sorted(document["counts"].items()))
-    lines = [f"study {document['study']}: {counts}; driven by {document['driver'] or 'nobody'}", ""]
+    told = counts or "nothing is planned yet (its corpus is prepared first)"
+    lines = [f"study {document['study']}: {told}; driven by {document['driver'] or 'nobody'}"]
+    if not document["runs"]:
+        return lines[0]
+    lines.append("")
     rows = [("run", "role", "status", "steps", "loss", "std. error")]
     for run in document["runs"]:
         loss = "-" if run["loss"] is None else f"{run['loss']:.4f}"
@@ -82,3 +87,33 @@ def standing_text(document: dict[str, Any]) -> str:
         state = "scored" if forecast["scored"] else "frozen, not scored yet"
         lines.append(f"forecast {forecast['digest'][:12]} of {', '.join(forecast['targets'])}: {state}")
     return "\n".join(lines)
+
+
+def event_lines(ledger: LedgerReader) -> list[str]:
+    """The story of a study, one event a line, in local time."""
+    lines = []
+    sequence = 0
+    while events := ledger.events_after(sequence):
+        sequence = events[-1].sequence
+        for event in events:
+            when = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(event.time_ms / 1000))
+            lines.append(f"{when} {event.content.get('text', event.kind)}")
+    return lines
+
+
+def last_log(ledger: LedgerReader, run_name: str, rank: int) -> Path:
+    """The log of one rank in the last attempt that trained for a run. Raises ValueError where there is none."""
+    from jobs.storage import AttemptPaths
+
+    runs = {row.name: row for row in ledger.runs()}
+    if run_name not in runs:
+        raise ValueError(f"study {ledger.study_name} has no run {run_name!r}; it has {', '.join(runs) or 'none yet'}")
+    path = runs[run_name].state_ids
+    attempts = [row for row in ledger.attempts() if not set(row.state_ids).isdisjoint(path)]
+    if not attempts:
+        raise ValueError(f"run {run_name} has not been started yet")
+    paths = AttemptPaths(Path(attempts[-1].folder))
+    if not paths.log(rank).exists():
+        ranks = sorted(path.stem for path in paths.logs.glob("rank-*.log"))
+        raise ValueError(f"there is no {paths.log(rank)}; that attempt has {', '.join(ranks) or 'no logs'}")
+    return paths.log(rank)

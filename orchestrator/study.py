@@ -206,6 +206,10 @@ class ExecutionSettings(Frozen):
     launcher: Literal["ray", "inline"] = Field(default="ray", description="inline: one run at a time, no cluster")
     device: Literal["auto", "cpu", "cuda"] = Field(default="auto", description="auto: GPUs where the cluster has some")
     max_ranks: Count = Field(default=1, le=MOST_RANKS, description="Most worker processes of one gang")
+    params_per_rank: Count | None = Field(
+        default=None,
+        description="One rank for each so many parameters, up to max_ranks; left out: max_ranks",
+    )
     threads_per_rank: Count = Field(default=1, description="CPU threads of one rank")
     zero_stage: Literal[1, 2, 3] = Field(default=1, description="Sharding of states among ranks (DeepSpeed ZeRO)")
     micro_batch_sequences: Annotated[

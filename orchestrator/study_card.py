@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator.numbers import short_number
+from orchestrator.rows import flat
 from orchestrator.shipping import ShippingCard
 
 if TYPE_CHECKING:
     from jobs.corpus import PreparedCorpus
-    from orchestrator.launch import Place
+    from orchestrator.place import Place
     from orchestrator.plan import Plan
     from orchestrator.study import Study
 
@@ -31,7 +32,7 @@ def card_of(study: Study, place: Place, plan: Plan, corpus: PreparedCorpus) -> S
         tracking_uri=place.store.uri,
         artifact_root=str(place.store.artifact_root) if place.store.artifact_root else None,
         note=_note(study, plan),
-        params=_flat(study.model_dump(mode="json", exclude={"execution", "tracking"})),
+        params=flat(study.model_dump(mode="json", exclude={"execution", "tracking"})),
         dataset={
             "name": str(study.corpus.source if study.corpus.path is None else study.corpus.path),
             "digest": corpus.digest,
@@ -55,10 +56,3 @@ def _note(study: Study, plan: Plan) -> str:
         f"{len(plan.runs)} runs{held_out}; {short_number(plan.shared_flops)} training FLOPs, "
         f"{saved:.0%} less than from scratch thanks to shared trunks.\n{HOW_TO_READ}"
     )
-
-
-def _flat(value: Any, path: str = "") -> dict[str, Any]:
-    """Nested settings as dotted names; lists as text."""
-    if isinstance(value, dict):
-        return {name: leaf for key, item in value.items() for name, leaf in _flat(item, f"{path}.{key}").items()}
-    return {path.lstrip("."): ", ".join(map(str, value)) if isinstance(value, list) else value}

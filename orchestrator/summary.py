@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.frozen import is_revision
+from orchestrator.rows import aligned
+
 if TYPE_CHECKING:
     from jobs.laws.fit import Fit
     from jobs.laws.mixture import Mixture
@@ -60,10 +63,17 @@ def law_lines(mixture: Mixture) -> list[str]:
     return lines
 
 
-def forecast_lines(forecast: ForecastRow, revision: int = 0) -> list[str]:
+def forecasts_lines(forecasts: Sequence[ForecastRow]) -> list[str]:
+    """All forecasts of a study in the order in which they were frozen, an empty line after each."""
+    if not forecasts:
+        return ["no forecast is frozen"]
+    return [line for row in forecasts for line in [*forecast_lines(row, is_revision(row, forecasts)), ""]]
+
+
+def forecast_lines(forecast: ForecastRow, revision: bool = False) -> list[str]:
     """A frozen forecast beside what came out, target by target; the headline last."""
     record, score = forecast.record, forecast.score
-    kind = "first: the one that is scored" if revision == 0 else f"revision {revision}: not the scored one"
+    kind = "revision: not the one that is scored" if revision else "first: the one that is scored"
     blind = "blind" if forecast.blind else "NOT BLIND: a target had been opened before it was frozen"
     lines = [f"Forecast {forecast.digest[:12]} ({kind}; {blind}), {record['rule']}"]
     outcomes = {target["run"]: target for target in score["targets"]} if score else {}
@@ -101,18 +111,3 @@ def _baselines(baselines: dict[str, dict[str, float]]) -> str:
         f"{BASELINE_NAMES.get(name, name)} {value['predicted']:.4f} (error {value['relative_error']:+.2%})"
         for name, value in baselines.items()
     )
-
-
-def aligned(rows: Sequence[Sequence[str]], indent: int = 0) -> list[str]:
-    """Rows of a table with the first column to the left and the others to the right."""
-    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
-    return [
-        (
-            " " * indent
-            + "  ".join(
-                cell.ljust(width) if column == 0 else cell.rjust(width)
-                for column, (cell, width) in enumerate(zip(row, widths, strict=True))
-            )
-        ).rstrip()
-        for row in rows
-    ]

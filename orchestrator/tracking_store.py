@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +10,10 @@ from typing import TYPE_CHECKING
 from jobs.storage import Home
 
 if TYPE_CHECKING:
+    from jobs.tracking import Tracker
     from orchestrator.study import Study
+
+SQLITE_PREFIX = "sqlite:///"
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,17 @@ class TrackingStore:
     @property
     def shown(self) -> str:
         """The address without user and password."""
-        return re.sub(r"//[^/@]*@", "//***@", self.uri)
+        from jobs.tracking import redacted
+
+        return redacted(self.uri)
+
+    def open_for_reading(self) -> Tracker:
+        """The store as it is. Raises ValueError where its file does not exist: a reader makes none; TrackingError."""
+        from jobs.tracking import Tracker
+
+        if self.uri.startswith(SQLITE_PREFIX) and not Path(self.uri.removeprefix(SQLITE_PREFIX)).exists():
+            raise ValueError(f"there is no tracking store at {self.shown}: `scaling run` makes it")
+        return Tracker(self.uri, self.artifact_root)
 
 
 def tracking_store(study: Study, home: Home) -> TrackingStore:
@@ -32,4 +44,4 @@ def tracking_store(study: Study, home: Home) -> TrackingStore:
     uri = study.tracking.uri or os.environ.get("MLFLOW_TRACKING_URI")
     if uri:
         return TrackingStore(uri, None)
-    return TrackingStore(f"sqlite:///{home.mlflow_database}", home.mlflow_artifacts)
+    return TrackingStore(f"{SQLITE_PREFIX}{home.mlflow_database}", home.mlflow_artifacts)

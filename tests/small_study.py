@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jobs.tracking import Dataset
+from jobs.tracking import Dataset, RunStatus
 from orchestrator.report import Baseline, ForecastSummary, LawSummary, Report, ReportFigure
 from orchestrator.shipper import ArtifactFile, Child, Ending, PointRow, Stretch, StudyCard
 
@@ -99,7 +99,9 @@ class SmallStudy:
     rows: list[PointRow] = field(default_factory=list)
     runs: list[Child] = field(default_factory=list)
     files: list[ArtifactFile] = field(default_factory=list)
-    status: str = "RUNNING"
+    status: RunStatus = "RUNNING"
+    params: Mapping[str, Any] = field(default_factory=lambda: {"design": "grid"})
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
     def record(self, curve_id: str, key: str, step: int, tokens: int, value: float) -> None:
         if any((row.curve_id, row.key, row.step) == (curve_id, key, step) for row in self.rows[-64:]):
@@ -119,10 +121,10 @@ class SmallStudy:
             digest="3f" * 16,
             note="**What loss will a 400k-parameter model of Python source reach?**\n\n3 sizes x 3 budgets.",
             created_ms=CREATED_MS,
-            params={"design": "grid"},
+            params=self.params,
             tags={"scaling.question": "What loss will a 400k-parameter model of Python source reach?"},
-            metrics={"runs_planned": 12.0},
-            status=self.status,  # type: ignore[arg-type]
+            metrics=self.metrics,
+            status=self.status,
             dataset=Dataset("python-stdlib", "ab" * 32, "python-stdlib", {"train_tokens": 29_000_000}),
         )
 

@@ -15,9 +15,11 @@ from jobs.laws.links import Floats
 from jobs.laws.noise import Noise, cluster_correlation
 from jobs.laws.observations import Table
 
-# With fewer clusters a resample of clusters loses whole sizes (Cameron, Gelbach & Miller 2008 call under 10 few).
+# With fewer clusters a resample loses whole sizes; DESIGN, "Laws", sets 8. (Cameron, Gelbach & Miller 2008, Rev. Econ.
+# Stat. 90, 414, find inference over-confident with five to thirty clusters.)
 FEWEST_CLUSTERS = 8
-# Cells per parameter below which pairs are not resampled; a guess, tested by `tests/jobs/laws/test_small_designs.py`.
+# Cells per parameter below which pairs are not resampled: a guess. To test it, compare the coverage of both kinds of
+# replicate over simulated studies of that size.
 FEWEST_CELLS_PER_PARAMETER = 6
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from jobs.laws.links import Floats
 from jobs.laws.noise import HUBER_TUNING, Noise, replicate_noise, robust_sd, run_noise
 from jobs.laws.observations import Table
 from jobs.laws.optimize import minimise, reference_minimum
-from jobs.laws.search import Optimum, explore, find_optimum
+from jobs.laws.search import Optimum, explore, find_optimum, floorless_start
 from jobs.laws.setup import Setup, check_design, set_up
 from jobs.laws.verdict import bounds_hit, judge, weakly_identified
 
@@ -29,7 +30,7 @@ PUBLISHED_DELTA = 1e-3
 LAD_DELTA = 1e-7
 # The second method looks at this share of the replicates, at most at that many (it is a loop, not a batch).
 REFERENCE_SHARE = 0.05
-LARGEST_REFERENCE_SAMPLE = 5
+LARGEST_REFERENCE_SAMPLE = 10
 # A replicate stands when the second method finds nothing better by more than this, relative.
 REPLICATE_AGREEMENT = 1e-4
 
@@ -85,7 +86,7 @@ def _fit(setup: Setup, delta: Delta, loss: Loss, bootstrap: int, level: float, s
     se, intervals = _spread(form, sample.draws, centre, level)
     hits = bounds_hit(setup, theta)
     weak = weakly_identified(intervals, float(table.loss.min()), level)
-    status, reasons = judge(optimum, sample.made, sample.disagreeing, hits, weak)
+    status, reasons = judge(optimum, sample.made, sample.checked, sample.bettered, hits, weak)
     return Fit(
         form=form.name,
         params=_natural(form, theta, centre),
@@ -148,34 +149,34 @@ def _resolve_delta(setup: Setup, loss: Loss, delta: Delta) -> tuple[float, str]:
 
 @dataclass(frozen=True)
 class _Sample:
-    """Coordinates of certified replicates [certified, p], and how many of those checked the second method betters."""
+    """Coordinates of certified replicates [certified, p]; how many were checked, and bettered, by the second method."""
 
     draws: Floats
     made: Bootstrap
-    disagreeing: int
+    checked: int
+    bettered: int
 
 
 def _bootstrap(
     setup: Setup, optimum: Optimum, fitted: Floats, delta: float, noise: Noise, size: int, seed: int
 ) -> _Sample:
-    """Refits `size` resampled tables, each from every basin near the best one."""
+    """Refits `size` resampled tables, each from every basin near the best one and (if near) without floor."""
     if not size:
-        return _Sample(np.empty((0, setup.form.num_parameters)), Bootstrap(0, "none", 0), 0)
+        return _Sample(np.empty((0, setup.form.num_parameters)), Bootstrap(0, "none", 0), 0, 0)
     resamples = resample(setup.table, fitted, noise, setup.form.num_parameters, size, seed)
     targets = resamples.targets - setup.centre.log_loss
-    best = None
-    for start, _ in optimum.basins:
-        found = minimise(setup.problem, np.tile(start, (size, 1)), targets, resamples.weights, delta)
-        best = found if best is None else best.better_of(found)
-    assert best is not None
-    disagreeing = 0
-    for at in range(min(math.ceil(REFERENCE_SHARE * size), LARGEST_REFERENCE_SAMPLE)):
+    starts = [start for start, _ in optimum.basins] + floorless_start(setup, optimum, delta)
+    found = [minimise(setup.problem, np.tile(at, (size, 1)), targets, resamples.weights, delta) for at in starts]
+    best = functools.reduce(lambda left, right: left.better_of(right), found)
+    checked = min(math.ceil(REFERENCE_SHARE * size), LARGEST_REFERENCE_SAMPLE)
+    bettered = 0
+    for at in range(checked):
         target = targets[at if len(targets) > 1 else 0]
         weights = resamples.weights[at if len(resamples.weights) > 1 else 0]
         _, value = reference_minimum(setup.problem, optimum.broad_theta, target, weights, delta)
-        disagreeing += bool(value < best.value[at] * (1.0 - REPLICATE_AGREEMENT))
+        bettered += bool(value < best.value[at] * (1.0 - REPLICATE_AGREEMENT))
     draws = best.theta[best.certified]
-    return _Sample(draws, Bootstrap(size, resamples.kind, len(draws)), disagreeing)
+    return _Sample(draws, Bootstrap(size, resamples.kind, len(draws)), checked, bettered)
 
 
 def _spread(

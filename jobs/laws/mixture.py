@@ -88,7 +88,7 @@ def fit_mixture(
     observations: Table,
     forms: Sequence[str] = ("chinchilla", "coupled"),
     *,
-    holdout: str = "compute:0.2",
+    holdout: str | None = "compute:0.2",
     delta: Delta = "auto",
     loss: Loss = "huber",
     bootstrap: int = 1000,
@@ -96,7 +96,7 @@ def fit_mixture(
     level: float = 0.9,
     seed: int = 0,
 ) -> Mixture:
-    """Fits every form that the table can carry, holds out by `holdout`, and weighs.
+    """Fits every form that the table can carry, holds out by `holdout` (None: nothing), and weighs.
 
     Raises FitError where no form can be fitted, with each one's reason.
     """
@@ -113,6 +113,9 @@ def fit_mixture(
             continue
         if not fit.converged:
             refused[form] = "; ".join(fit.reasons)
+            continue
+        if holdout is None:
+            fits.append(fit)
             continue
         try:
             fit = fit.with_holdout(

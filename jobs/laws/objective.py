@@ -115,6 +115,17 @@ class Problem:
         clipped = np.clip(residual, -delta, delta)
         return np.asarray(np.sum(weights * clipped * (residual - 0.5 * clipped), axis=1))
 
+    def value_and_gradient(self, theta: Floats, target: Floats, weights: Floats, delta: float) -> tuple[float, Floats]:
+        """S and its gradient [p] at one theta [p], without the Hessian."""
+        link = self.form.link(self.form.predictors(theta[None], self.features))
+        residual = link.log_loss - target
+        clipped = np.clip(residual, -delta, delta)
+        pull = weights * clipped
+        gradient = np.zeros(self.form.num_parameters)
+        for slope, block in zip(link.gradient, self._blocks, strict=True):
+            gradient[block.members] += ((pull * slope) @ block.columns)[0]
+        return float(np.sum(pull * (residual - 0.5 * clipped))), gradient
+
     def evaluate(self, theta: Floats, target: Floats, weights: Floats, delta: float) -> Evaluation:
         """S with gradient and Hessian at theta [batch, p]; target and weights are [batch or 1, rows]."""
         link = self.form.link(self.form.predictors(theta, self.features))

@@ -200,8 +200,8 @@ def reference_minimum(
         unit = np.where(at.scale[0] > 0, at.scale[0], 1.0) / np.sqrt(size)
 
         def scaled(x: Floats, unit: Floats = unit, size: float = size) -> tuple[float, Floats]:
-            inner = problem.evaluate((x / unit)[None], row_target, row_weights, delta)
-            return float(inner.value[0]) / size, inner.gradient[0] / (unit * size)
+            value, gradient = problem.value_and_gradient(x / unit, row_target, row_weights, delta)
+            return value / size, gradient / (unit * size)
 
         with np.errstate(all="ignore"):
             found = minimize(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -19,6 +19,8 @@ NUM_CANDIDATES = 24
 SAME_BASIN = 0.02
 # Minima within this of the best objective are reported.
 BASIN_OBJECTIVE = 0.01
+# A fit without floor is a start for the replicates while its objective is within this factor of the best.
+FLOORLESS_REACH = 2.0
 # Two methods agree when their objectives do to this, relative.
 AGREEMENT = 1e-6
 
@@ -108,6 +110,17 @@ def find_optimum(setup: Setup, delta: float) -> Optimum:
         basins or ((final.theta[best], value),),
         explored.broad_theta,
     )
+
+
+def floorless_start(setup: Setup, optimum: Optimum, delta: float) -> list[Floats]:
+    """The best fit with E = 0, where it is near enough that a resampled table may prefer it; else nothing."""
+    if not setup.form.has_floor or optimum.theta[0] <= 0:
+        return []
+    upper = setup.problem.upper.copy()
+    upper[0] = 0.0
+    pinned = replace(setup.problem, upper=upper)
+    found = minimise(pinned, optimum.theta[None], setup.target[None], setup.weights[None], delta)
+    return [found.theta[0]] if found.value[0] <= FLOORLESS_REACH * optimum.value else []
 
 
 def _condition(problem: Problem, theta: Floats, target: Floats, weights: Floats, delta: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -23,6 +24,19 @@ def gang_request(gang_id: str, world_size: int = 1, **changes: Any) -> GangReque
         environment={"OMP_NUM_THREADS": "1"},
     )
     return replace(request, **changes)
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, if its new parent has noticed it or not."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def socket_folders(host_pid: int) -> list[Path]:
+    """What a host has made in the folder for temporary files."""
+    return list(Path(tempfile.gettempdir()).glob(f"pymp-*/scaling-host-*-{host_pid}"))
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,16 @@ import pytest
 from cluster.launchers.inline import InlineLauncher
 from cluster.launchers.ray import RayLauncher
 from cluster.resources import Gang, GangLost, Launcher
-from tests.cluster.gangs import Attempts, follow, gang_request, host_of, wait_for, wait_until_working
+from tests.cluster.gangs import (
+    Attempts,
+    follow,
+    gang_request,
+    host_of,
+    is_gone,
+    socket_folders,
+    wait_for,
+    wait_until_working,
+)
 
 REPLY_TIMEOUT_S = 1.0
 
@@ -165,9 +174,9 @@ def test_kill_ends_what_a_rank_has_started(warm: Gang, attempts: Attempts) -> No
     folder = attempts.start(warm, "bear")
     wait_until_working(warm)
     started = int((folder / "journal").read_text())
-    assert psutil.pid_exists(started)
+    assert not is_gone(started)
     warm.kill()
-    wait_for(lambda: not psutil.pid_exists(started))
+    wait_for(lambda: is_gone(started))
 
 
 def test_the_journal_is_read_by_whole_lines_while_it_grows(warm: Gang, attempts: Attempts) -> None:
@@ -233,7 +242,7 @@ def test_a_killed_host_loses_the_gang_and_its_ranks_and_gives_all_back(
     with pytest.raises(GangLost, match=r"gang fresh: its host .* is gone"):
         fresh.poll(0)
     # The ranks hold the interpreter's lock and see nothing: the fork server's leash ends them.
-    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids), timeout_s=2.0)
+    wait_for(lambda: all(is_gone(pid) for pid in pids), timeout_s=2.0)
     wait_for(lambda: launcher.inventory().nodes[0].free_cpus == free + 1.0)
     with pytest.raises(GangLost, match="is gone"):
         fresh.assign("a9", {}, "", "")
@@ -244,7 +253,7 @@ def test_a_journal_that_cannot_be_read_loses_the_gang(fresh: Gang, attempts: Att
     folder = attempts.start(fresh, "work")
     wait_until_working(fresh)
     (folder / "journal").mkdir()
-    with pytest.raises(GangLost, match="cannot read the attempt's journal: .*Is a directory"):
+    with pytest.raises(GangLost, match=r"cannot read the attempt's journal: .*Is a directory"):
         fresh.poll(0)
 
 
@@ -257,7 +266,18 @@ def test_a_frozen_host_loses_the_gang_in_bounded_time(fresh: Gang, attempts: Att
         fresh.poll(0)
     # A second for the answer, three for an orderly end, then it is killed.
     assert time.monotonic() - began < 8.0
-    wait_for(lambda: not any(psutil.pid_exists(pid) for pid in pids))
+    wait_for(lambda: all(is_gone(pid) for pid in pids))
+
+
+def test_signals_to_the_whole_job_do_not_end_the_fork_server(warm: Gang, attempts: Attempts) -> None:
+    attempts.start(warm, "work")
+    fork_server = psutil.Process(wait_until_working(warm).ranks[0].pid).parent()
+    assert fork_server is not None
+    for number in (signal.SIGTERM, signal.SIGINT):
+        fork_server.send_signal(number)
+    time.sleep(0.2)
+    assert not any(rank.exit_code is not None for rank in warm.poll(0).ranks)
+    warm.kill()
 
 
 def test_close_ends_all_processes_and_can_be_repeated(launcher: Launcher, fresh: Gang, attempts: Attempts) -> None:
@@ -267,8 +287,8 @@ def test_close_ends_all_processes_and_can_be_repeated(launcher: Launcher, fresh:
     processes = [host, *host.children(recursive=True)]
     fresh.close()
     fresh.close()
-    _, alive = psutil.wait_procs(processes, timeout=5)
-    assert alive == []
+    wait_for(lambda: all(is_gone(process.pid) for process in processes))
+    assert socket_folders(host.pid) == []
     with pytest.raises(GangLost, match="gang fresh: it has been closed"):
         fresh.poll(0)
 

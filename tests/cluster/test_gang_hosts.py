@@ -13,7 +13,7 @@ from cluster.gang import HostedGang
 from cluster.host_process import HostProcess
 from cluster.import_path import import_path
 from cluster.resources import GangLost
-from tests.cluster.gangs import Attempts, follow, host_of, wait_for, wait_until_working
+from tests.cluster.gangs import Attempts, follow, host_of, is_gone, wait_for, wait_until_working
 
 
 @pytest.fixture
@@ -54,7 +54,7 @@ def test_a_lost_host_takes_the_ranks_on_the_others_with_it(gang: HostedGang, att
     host_of(ranks[4].pid).kill()
     with pytest.raises(GangLost, match=r"gang wide: its host .* is gone"):
         gang.poll(0)
-    wait_for(lambda: not survivor.is_running())
+    wait_for(lambda: is_gone(survivor.pid))
 
 
 def test_an_attempt_that_one_host_cannot_start_runs_on_none(

@@ -1,15 +1,20 @@
-"""What is left of a gang when its controller is killed: nothing."""
+"""What is left of a gang when its controller is killed: nothing, in the end."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
+from pathlib import Path
 
-import psutil
 import pytest
 
+from cluster import socket_folder
 from cluster.import_path import import_path
+from cluster.launchers.inline import InlineLauncher
+from tests.cluster.gangs import gang_request, is_gone, socket_folders, wait_for
 
 CONTROLLER = """
 import sys, tempfile, time
@@ -45,7 +50,24 @@ def test_a_killed_controller_leaves_no_process(kind: str, act: str, tmp_path: ob
     with controller, controller.stdout:
         pids = [int(pid) for pid in controller.stdout.readline().split()]
         assert len(pids) >= 4, "a host, its fork server, two ranks"
-        processes = [psutil.Process(pid) for pid in pids]
+        assert socket_folders(pids[0])
         controller.kill()
-    _, alive = psutil.wait_procs(processes, timeout=10)
-    assert alive == []
+    wait_for(lambda: all(is_gone(pid) for pid in pids), timeout_s=10.0)
+    if kind == "inline":
+        # Ray kills a fork server with its actor; the next host sweeps after it.
+        wait_for(lambda: not socket_folders(pids[0]))
+
+
+def test_the_next_host_sweeps_what_a_killed_one_has_left() -> None:
+    left = Path(tempfile.mkdtemp(prefix="pymp-"))
+    ours = Path(tempfile.mkdtemp(prefix="pymp-"))
+    try:
+        (left / f"{socket_folder._mark()}{2**22 + 1}").touch()
+        (ours / f"{socket_folder._mark()}{os.getpid()}").touch()
+        launcher = InlineLauncher()
+        launcher.open(gang_request("g"))
+        launcher.close()
+        assert not left.exists()
+        assert ours.exists(), "its process is alive"
+    finally:
+        shutil.rmtree(ours)

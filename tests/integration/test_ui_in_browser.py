@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jobs.tracking import Tracker
+from jobs.tracking import Tracker, read_observations
 from orchestrator import ui
 from orchestrator.drawing import save
 from orchestrator.figures import curves_figure, residual_figure
@@ -161,6 +161,18 @@ def test_report_opens_as_an_artifact_with_its_figures(page: "playwright.Page", s
     image.wait_for()
     assert image.evaluate("image => image.complete && image.naturalWidth > 0")
     keep(page, "report")
+
+
+def test_a_study_is_shipped_over_http_as_well_as_into_the_file(study: OpenStudy, tmp_path: Path) -> None:
+    remote = finished_study({"n14k": SIZES["n14k"]})
+    remote.name = "remote"
+    (tmp_path / "law.csv").write_text("alpha,0.28")
+    attach(remote, tmp_path / "law.csv", "laws")
+    tracker = Tracker(study.url)
+    assert ship_once(remote, tracker).artifacts == 1
+    assert ship_once(remote, tracker).points == 0
+    sent = [child.ending.observation for child in remote.runs if child.ending is not None]
+    assert read_observations(tracker, "remote") == sorted(sent, key=lambda row: str(row["name"]))
 
 
 def test_the_server_answers_to_loopback_names_only(study: OpenStudy) -> None:

@@ -15,26 +15,7 @@ from jobs.storage import AttemptPaths
 from tests.jobs.rank_processes import FakeSeat, FolderLink, run_ranks
 from tests.jobs.tiny_runs import segments_of, tiny_payload, tiny_spec
 
-WORDS = [
-    "scaling",
-    "laws",
-    "say",
-    "how",
-    "the",
-    "loss",
-    "falls",
-    "with",
-    "parameters",
-    "and",
-    "tokens",
-    "and",
-    "what",
-    "the",
-    "next",
-    "run",
-    "will",
-    "reach",
-]
+WORDS = "the loss falls with parameters and with tokens and the next run will tell how far".split()  # noqa: SIM905
 
 
 @pytest.fixture(scope="module")

@@ -115,7 +115,7 @@ def test_longer_horizon_continues_the_trunk(one_size: Bench) -> None:
 def test_events_tell_the_story_one_line_each(one_size: Bench) -> None:
     one_size.run()
     assert one_size.texts == [
-        "gang-1: up with 1 ranks",
+        "gang-1: up, 1 rank",
         "run n20k-d400k-s0: placed on 1 rank (attempt 1), steps 0 to 391",
         "run n20k-d400k-s0: finished, held-out loss 2.2410 +- 0.0100",
         "run n20k-d200k-s0: placed on 1 rank (attempt 1), steps 156 to 195",
@@ -393,3 +393,21 @@ def test_controller_whose_lease_was_taken_stops_writing(one_size: Bench) -> None
 def test_ledger_grows_with_the_study_and_not_with_time(one_size: Bench) -> None:
     one_size.run()
     assert len(one_size.ledger.events_after(limit=1000)) == 5
+
+
+def test_attempts_of_a_ledger_that_is_gone_are_not_written_into(one_size: Bench, undisturbed: Bench) -> None:
+    one_size.run()
+    one_size.current_ledger.close()
+    one_size.paths.ledger.unlink()
+    one_size.current_ledger = one_size.ledger
+    one_size.run()
+    assert [payload.attempt for payload in one_size.cluster.attempts] == [3, 4]
+    assert one_size.losses() == undisturbed.losses()
+
+
+def test_every_stored_event_has_its_line(bench: Bench) -> None:
+    bench.run(Fault("kill", 120), Fault("damage state", 156))
+    bench.run(overrides=("design.tokens=[0.2M, 0.3M, 0.4M]",))
+    events = bench.ledger.events_after(limit=10_000)
+    assert {"study.changed", "run.replanned", "forecast.frozen", "run.finished"} <= {event.kind for event in events}
+    assert all(event.content["text"] for event in events)

@@ -151,15 +151,15 @@ CASES = {
         cores(0, total=1),
         [("a", LONG_20K, 0)],
     ),
-    "no target before its forecast is frozen: idle gangs are given back": (
+    "no target before its forecast is frozen, for which gangs stay warm": (
         state_of(accepted=ALL_FITTED, gangs=[gang("a")]),
         cores(1, total=2),
-        ["close a"],
+        [],
     ),
     "a target whose own segments wait for another's forecast stops before them": (
         state_of(accepted=ALL_FITTED, frozen=TARGETS[:1], gangs=[gang("a")]),
         cores(1, total=2),
-        ["close a"],
+        [],
     ),
     "targets open once it is frozen, on gangs that are warm": (
         state_of(accepted=ALL_FITTED, frozen=TARGETS, gangs=[gang("a")]),

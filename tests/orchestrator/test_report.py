@@ -37,7 +37,7 @@ def test_report_says_question_law_forecast_runs_and_what_was_left_out(figure: Pa
     for words in (
         "What loss will a 400k-parameter model of Python source reach?",
         "L = E + A / N^alpha + B / D^beta",
-        "[0.25, 0.31]",
+        "[0.2500, 0.3100]",
         "before the target opened",
         "dearest fitted run",
         "inside",

@@ -165,6 +165,25 @@ def test_a_param_that_differs_is_told_and_stops_nothing(tracker: Tracker) -> Non
     assert len(curve(tracker, study, "run:new")) == 4
 
 
+def test_a_setting_of_the_study_that_an_extension_changed_goes_into_a_tag(tracker: Tracker) -> None:
+    study = small("extended", planned_study)
+    ship_once(study, tracker)
+    study.params = {"design": "grid, one more budget"}
+    assert ship_once(study, tracker).conflicts == ()
+    parent = runs_of(tracker, study)["study:extended"]
+    assert (parent.params["design"], parent.tags["scaling.study.design"]) == ("grid", "grid, one more budget")
+
+
+def test_a_headline_value_that_changes_is_shown_with_its_new_value(tracker: Tracker) -> None:
+    study = small("headline", planned_study)
+    for value in (0.02, 0.01, 0.01):
+        study.metrics = {"forecast/relative_error": value}
+        ship_once(study, tracker)
+    parent = runs_of(tracker, study)["study:headline"]
+    assert parent.metrics == {"forecast/relative_error": 0.01}
+    assert len(tracker.history(parent.mlflow_id, "forecast/relative_error")) == 2
+
+
 def test_values_that_are_not_finite_are_told_in_a_tag(tracker: Tracker) -> None:
     study = small("diverged", planned_study)
     study.record("n14k-trunk", "train/loss", 25, 25 * BATCH_TOKENS, float("inf"))

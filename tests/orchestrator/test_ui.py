@@ -14,9 +14,11 @@ def test_a_port_in_use_is_not_taken() -> None:
         assert ui.free_port(taken) != taken
 
 
-def test_links_open_the_study_and_its_parent_run() -> None:
-    assert ui.study_link("http://127.0.0.1:5000/", "7") == "http://127.0.0.1:5000/#/experiments/7/runs"
-    assert ui.study_link("http://127.0.0.1:5000", "7", "ab") == "http://127.0.0.1:5000/#/experiments/7/runs/ab"
+def test_links_open_the_laid_out_runs_and_the_report() -> None:
+    runs = ui.study_link("http://127.0.0.1:5000/", "7")
+    assert runs == "http://127.0.0.1:5000/#/experiments/7/runs?viewStateShareKey=study&workflowType=machine_learning"
+    report = ui.study_link("http://127.0.0.1:5000", "7", "ab")
+    assert report.startswith("http://127.0.0.1:5000/#/experiments/7/runs/ab/artifacts/report.html")
 
 
 def test_a_server_has_its_own_ui(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def tiny_study(seed=0, noise=0.01, sizes=(14e3, 24e3, 42e3, 70e3, 110e3)) -> Tab
 
 
 def test_a_mixture_predicts_a_size_beyond_a_small_study():
-    mixture = fit_mixture(tiny_study(), bootstrap=200, level=0.9)
+    mixture = fit_mixture(tiny_study(), bootstrap=100, level=0.9)
     truth = float(tiny_loss(250e3, 2e6))
     prediction = mixture.predict(250e3, 2e6)
     low, high = prediction.prediction_interval

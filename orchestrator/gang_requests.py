@@ -7,9 +7,18 @@ from jobs.spec import Execution
 
 ENTRY = "jobs.entry:main"
 
-# Imported once by each fork server, so that an attempt starts in a tenth of a second. DeepSpeed imports its Muon
-# module at the first ZeRO engine, which takes 2 s (OPS finding on CPU running).
-PRELOAD = ("torch", "deepspeed", "deepspeed.runtime.zero.muon.original_muon", "jobs.entry")
+# Imported once by each fork server, so that an attempt starts in a tenth of a second. Those after deepspeed itself are
+# what it imports at the first ZeRO engine and at the first checkpoint; the Muon modules take 2 s.
+PRELOAD = (
+    "torch",
+    "deepspeed",
+    "deepspeed.runtime.zero.muon.original_muon",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "deepspeed.module_inject.auto_ep_layer",
+    "safetensors.torch",
+    "safetensors.numpy",
+    "jobs.entry",
+)
 
 
 def gang_request(gang_id: str, execution: Execution) -> GangRequest:

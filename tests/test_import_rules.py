@@ -52,6 +52,11 @@ def test_light_commands_import_nothing_heavy(arguments: list[str], tmp_path: Pat
     )
     environment = {"PATH": "/usr/bin:/bin", "SCALING_HOME": str(tmp_path), "PYTHONPATH": str(ROOT)}
     result = subprocess.run(
-        [sys.executable, "-c", program, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", program, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert result.returncode == 0, result.stderr[-2000:]

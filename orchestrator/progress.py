@@ -109,6 +109,7 @@ class PlainView:
 @contextmanager
 def terminal_view(remaining: Remaining, console: Console) -> Iterator[OnEvent]:
     """A bar for the study with a line for each gang that works below it; log lines are printed above."""
+    from rich.highlighter import NullHighlighter
     from rich.logging import RichHandler
     from rich.progress import BarColumn, Progress, TextColumn
 
@@ -118,7 +119,8 @@ def terminal_view(remaining: Remaining, console: Console) -> Iterator[OnEvent]:
     with Progress(*columns, console=console, transient=True) as progress:
         whole = progress.add_task("training", total=1.0, told="no estimate yet")
         # Through the bar's own console, so that lines do not run through the bar.
-        root.handlers = [RichHandler(console=console, show_path=False, show_level=False, markup=False)]
+        plain = NullHighlighter()
+        root.handlers = [RichHandler(console=console, show_path=False, show_level=False, highlighter=plain)]
         lines: dict[object, tuple[TaskID, float]] = {}
 
         def on_event(event: Event) -> None:

@@ -239,7 +239,7 @@ class Shipper:
         self._remember(run_id, params={**run.params, **new_params})
 
     def _ship_headlines(self, run_id: str, metrics: Mapping[str, float]) -> None:
-        """Values of the study as a whole. They may change, so only one that the store has otherwise gets a new point."""
+        """Values of the study as a whole. They may change: one that the store has otherwise gets a new point."""
         run = self._runs[run_id]
         now_ms = time.time_ns() // 1_000_000
         new = {key: value for key, value in metrics.items() if run.metrics.get(key) != value}

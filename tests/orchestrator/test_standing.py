@@ -77,8 +77,9 @@ def test_driver_is_named_while_it_holds_the_lease(study: PaperStudy) -> None:
 
 
 def test_events_are_told_in_order_without_a_limit(study: PaperStudy) -> None:
-    for number in range(1100):
-        study.ledger.append_event("note", {"text": f"event {number}"}, NOW + number)
+    with study.ledger.transaction():
+        for number in range(1100):
+            study.ledger.append_event("note", {"text": f"event {number}"}, NOW + number)
     lines = event_lines(study.ledger)
     assert len(lines) == 1100
     assert [line.split(" ", 2)[2] for line in lines[-2:]] == ["event 1098", "event 1099"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -205,7 +205,13 @@ def _hold_out(study: Study) -> Iterator[Problem]:
 def _points(study: Study) -> Iterator[Problem]:
     rule = study.model.shape_rule(study.vocab_size)
     shapes = {size: shape_for(size, rule) for size in design_sizes(study.design)}
-    points = expand(study.design, shapes)
+    every_seed = sorted({point.seed for point in expand(study.design, shapes)})
+    unknown = sorted(set(study.forecast.seeds or ()) - set(every_seed))
+    if unknown and every_seed:
+        known = ", ".join(map(str, every_seed[:20]))
+        yield Problem(("forecast", "seeds"), f"{unknown[0]} is not a seed of the design. Use some of {known}")
+        return
+    points = planned_points(study, shapes)
     if not points:
         yield Problem(
             ("design", "tokens_per_param_range"), "leaves no cell of the design. Use a wider range or other budgets"
@@ -279,6 +285,13 @@ def held_out_sizes(study: Study) -> frozenset[int]:
     if isinstance(hold_out, str):
         return frozenset({max(design_sizes(study.design))} if hold_out == "largest_size" else ())
     return frozenset({hold_out.size})
+
+
+def planned_points(study: Study, shapes: Mapping[int, SizedShape]) -> tuple[Point, ...]:
+    """The design's points; of the held-out sizes only those of the seeds that `forecast.seeds` names."""
+    seeds, held_out = study.forecast.seeds, held_out_sizes(study)
+    points = expand(study.design, shapes)
+    return tuple(point for point in points if seeds is None or point.size not in held_out or point.seed in seeds)
 
 
 def _steps_needed(study: Study, run: RunRecipe) -> int:

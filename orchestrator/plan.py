@@ -14,8 +14,8 @@ from cluster.resources import Inventory
 from jobs.accounting import ParameterCount, count_parameters, train_flops_per_token
 from jobs.identity import curve_fingerprint, state_fingerprint
 from jobs.spec import Execution, RunSpec, Segment, SegmentKind, Shape
-from orchestrator.checks import held_out_sizes
-from orchestrator.designs import Point, design_sizes, expand
+from orchestrator.checks import held_out_sizes, planned_points
+from orchestrator.designs import Point, design_sizes
 from orchestrator.executions import BYTES_PER_GB, choose_device, choose_execution, most_ranks_of
 from orchestrator.names import folder_name, run_name, trunk_name
 from orchestrator.numbers import short_number
@@ -207,7 +207,7 @@ class _Builder:
         study = self.study
         rule = study.model.shape_rule(study.vocab_size)
         shapes = {size: shape_for(size, rule) for size in design_sizes(study.design)}
-        points = expand(study.design, shapes)
+        points = planned_points(study, shapes)
         targets = held_out_sizes(study)
         return [self._path(point, "target" if point.size in targets else "fit", shapes[point.size]) for point in points]
 

@@ -12,8 +12,8 @@ from jobs.spec import RunSpec
 from jobs.storage import sha256_of_file
 from jobs.tracking import COMPUTE_C, PARAMETERS_N, TOKENS_D, Dataset, RunStatus
 from orchestrator.frozen import first_forecasts
-from orchestrator.reading import AttemptRow, ForecastRow, LedgerReader, RunRow, SegmentRow
-from orchestrator.shipper import ArtifactFile, Child, Ending, PointRow, Stretch, StudyCard
+from orchestrator.reading import AttemptRow, ForecastRow, LedgerReader, PointRow, RunRow, SegmentRow
+from orchestrator.shipper import ArtifactFile, Child, Ending, Stretch, StudyCard
 
 RUN_STATUS: Mapping[str, RunStatus] = {
     "waiting": "SCHEDULED",
@@ -87,10 +87,7 @@ class LedgerSource:
         return self._ledger.heads()
 
     def points_after(self, curve_ids: Sequence[str], sequence: int, limit: int) -> Sequence[PointRow]:
-        rows = self._ledger.points_after(sequence, limit, curve_ids)
-        return [
-            PointRow(row.sequence, row.curve_id, row.key, row.step, row.tokens, row.value, row.time_ms) for row in rows
-        ]
+        return self._ledger.points_after(sequence, limit, curve_ids)
 
     def artifacts(self) -> Sequence[ArtifactFile]:
         if not self._report_dir.is_dir():

@@ -18,6 +18,7 @@ from typing import Any, Protocol
 
 from jobs import tracking
 from jobs.tracking import Dataset, Point, RunStatus, TrackedRun, Tracker, TrackingError
+from orchestrator.reading import PointRow
 from orchestrator.shared_view import VIEW_TAG, shared_view
 
 logger = logging.getLogger(__name__)
@@ -46,19 +47,6 @@ class Stretch:
         if curve_id != self.curve_id or step <= self.after_step:
             return False
         return self.through_step is None or step <= self.through_step
-
-
-@dataclass(frozen=True)
-class PointRow:
-    """One recorded value of the ledger. `sequence` grows with every row that the ledger takes in."""
-
-    sequence: int
-    curve_id: str
-    key: str
-    step: int
-    tokens: int
-    value: float
-    time_ms: int
 
 
 @dataclass(frozen=True)

@@ -172,6 +172,9 @@ class ForecastSettings(Frozen):
     hold_out: HoldOut = Field(
         default="largest_size", description="Runs that wait for the forecast: largest_size, none, or {size: 400k}"
     )
+    seeds: tuple[Step, ...] | None = Field(
+        default=None, min_length=1, description="Seeds of the held-out runs; left out: all of the design's"
+    )
     forms: tuple[FormName, ...] = Field(
         default=("chinchilla", "coupled"), min_length=1, description="Forms mixed in the forecast"
     )

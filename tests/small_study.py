@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 
 from jobs.tracking import Dataset, RunStatus
+from orchestrator.reading import PointRow
 from orchestrator.report import Baseline, ForecastSummary, LawSummary, Report, ReportFigure
-from orchestrator.shipper import ArtifactFile, Child, Ending, PointRow, Stretch, StudyCard
+from orchestrator.shipper import ArtifactFile, Child, Ending, Stretch, StudyCard
 
 SIZES = {"n14k": 14_000, "n45k": 45_000, "n140k": 140_000}
 BUDGETS = {"d500k": 512_000, "d1M": 1_024_000, "d2M": 2_048_000}

@@ -49,7 +49,7 @@ def test_corpus_that_is_too_short_is_refused_with_the_largest_budget(folder: Pat
 def test_validation_set_that_is_too_small_is_refused_before_training(folder: Path, corpus: PreparedCorpus) -> None:
     short = ("design.tokens=[8192]", "recipe.warmup_steps=2")
     study = small_study(*of_files(folder, *short, "evaluation.tokens=1M"))
-    with pytest.raises(CorpusError, match="1,?000,?000"):
+    with pytest.raises(CorpusError, match=r"1,?000,?000"):
         check_corpus(study, build_plan(study, corpus.digest, corpus.vocab_size), corpus)
     fits = small_study(*of_files(folder, *short, "evaluation.tokens=1024"))
     check_corpus(fits, build_plan(fits, corpus.digest, corpus.vocab_size), corpus)

@@ -236,3 +236,15 @@ def test_a_thousand_runs_are_planned_in_a_second() -> None:
     assert len(plan.runs) == 1020
     # Measured .6 s on one core; the bound leaves room for a busy machine.
     assert time.perf_counter() - start < 5
+
+
+def test_held_out_runs_may_have_fewer_seeds_than_the_fitted_ones() -> None:
+    plan = build_plan(small_study("design.seeds=[0, 1]", "forecast.seeds=[1]"))
+    assert {run.spec.seed for run in plan.runs if run.role == "fit"} == {0, 1}
+    assert {run.spec.seed for run in plan.runs if run.role == "target"} == {1}
+
+
+def test_a_forecast_seed_that_the_design_lacks_is_refused() -> None:
+    assert "forecast.seeds: 7 is not a seed of the design. Use some of 0, 1" in refusal(
+        "design.seeds=[0, 1]", "forecast.seeds=[7]"
+    )

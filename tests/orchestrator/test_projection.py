@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -38,7 +39,7 @@ def test_stretches_of_a_run_cover_its_path_without_gap(study: PaperStudy) -> Non
     edges = [(stretch.after_step, stretch.through_step) for stretch in stretches]
     assert edges[0][0] == 0
     assert edges[-1][1] == run.spec.total_steps
-    assert all(before[1] == after[0] for before, after in zip(edges, edges[1:], strict=False))
+    assert all(before[1] == after[0] for before, after in itertools.pairwise(edges))
 
 
 def test_identity_is_in_params_and_execution_in_tags(study: PaperStudy) -> None:

@@ -8,7 +8,7 @@ from jobs.spec import Execution, Segment
 from jobs.storage import checked_name
 from orchestrator.executions import choose_execution, rank_memory
 from orchestrator.plan import UNPREPARED, Plan, PlannedRun, build_plan
-from tests.studies import small_study
+from tests.studies import refusal, small_study
 
 ONE_SIZE = ("design.sizes=[45k]", "forecast.hold_out=none")
 

@@ -20,6 +20,7 @@ from jobs.storage import StudyPaths, write_atomically
 from orchestrator.analysis import fit_study, table_of
 from orchestrator.forecast import forecast_record, score_record, unforecast_targets
 from orchestrator.frozen import forecast_document
+from orchestrator.isoflops import isoflop_json, isoflop_lines, isoflops_of
 from orchestrator.rows import to_csv
 from orchestrator.summary import forecasts_lines, law_lines
 
@@ -107,6 +108,14 @@ def finish(study: Study, paths: StudyPaths, plan: Plan, ledger: Ledger) -> Finis
         laws = law_lines(mixture)
     except FitError as error:
         laws = [f"no law: {error}"]
+    parabolas: list[str] = []
+    try:
+        isoflop = isoflops_of(study, observations)
+        if isoflop is not None:
+            files["isoflop.json"] = isoflop_json(isoflop)
+            parabolas = [*isoflop_lines(isoflop), ""]
+    except FitError as error:
+        parabolas = [f"no IsoFLOP optima: {error}", ""]
     written = [paths.report / name for name in files]
     for path, content in zip(written, files.values(), strict=True):
         write_atomically(path, content)
@@ -115,6 +124,7 @@ def finish(study: Study, paths: StudyPaths, plan: Plan, ledger: Ledger) -> Finis
         "",
         *laws,
         "",
+        *parabolas,
         *(forecasts_lines(forecasts) if forecasts else []),
     ]
     if mixture is not None:

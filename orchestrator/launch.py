@@ -8,13 +8,11 @@ from __future__ import annotations
 
 import contextlib
 import shlex
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import FrameType
 from typing import TYPE_CHECKING
 
 from sqlalchemy.exc import OperationalError
@@ -25,6 +23,7 @@ from orchestrator.corpora import check_corpus, prepare_corpus
 from orchestrator.database import LedgerError
 from orchestrator.finish import Finished, finish, freeze_or_withhold
 from orchestrator.forecast import unforecast_targets
+from orchestrator.interruption import Interruption
 from orchestrator.lease import Lease, LeaseHeld, LeaseKeeper
 from orchestrator.ledger import Ledger
 from orchestrator.measuring import record_speeds
@@ -79,18 +78,20 @@ def run(study: Study, arguments: Sequence[str], address: str | None = None) -> i
     except LeaseHeld as held:
         tell(f"{held}; showing its view")
         return attach(ledger, launch.place.paths)
-    with _terminated_as_interrupted(), LeaseKeeper(lease, ledger, time.time), _verdict_recorded(ledger) as verdict:
+    interruption = Interruption()
+    with interruption.handled(), LeaseKeeper(lease, ledger, time.time), _verdict_recorded(ledger) as verdict:
         try:
-            verdict.code = _drive(launch, ledger)
+            verdict.code = _drive(launch, ledger, interruption)
         except KeyboardInterrupt:
             tell(f"interrupted, nothing recorded is lost; go on with: {launch.command}")
             verdict.code = EXIT_INTERRUPTED
     return verdict.code
 
 
-def _drive(launch: Launch, ledger: Ledger) -> int:
+def _drive(launch: Launch, ledger: Ledger, interruption: Interruption) -> int:
     study, place = launch.study, launch.place
     corpus = prepare_corpus(study, place.home.corpora)
+    interruption.check()
     throughput = load_throughput(place.home.calibration)
     plan = build_plan(study, corpus.digest, corpus.vocab_size, None, throughput)
     check_corpus(study, plan, corpus)
@@ -109,7 +110,7 @@ def _drive(launch: Launch, ledger: Ledger) -> int:
         plan = build_plan(study, corpus.digest, corpus.vocab_size, launcher.inventory(), throughput)
         shipper = _start_shipper(launch, plan, corpus)
         points_before = max(ledger.heads().values(), default=0)
-        with _stop_on_signals() as stop:
+        with interruption.deferred() as stop:
             outcome = _train(launch, plan, ledger, launcher, corpus, stop)
         record_speeds(ledger, place.home.calibration, points_before)
     if outcome.interrupted:
@@ -221,39 +222,3 @@ def _verdict_recorded(ledger: Ledger) -> Iterator[Verdict]:
         # A ledger that was taken over, or is gone, keeps the verdict of whoever has it.
         with contextlib.suppress(LedgerError, OperationalError):
             ledger.append_event(ENDED, {"text": text, "exit_code": verdict.code}, time.time())
-
-
-@contextmanager
-def _stop_on_signals() -> Iterator[threading.Event]:
-    """The first Ctrl-C or SIGTERM asks for a clean stop; a second one raises KeyboardInterrupt."""
-    stop = threading.Event()
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        tell("stopping: gangs checkpoint and leave (press Ctrl-C again to end at once; nothing recorded is lost)")
-
-    with _handled(ask, signal.SIGINT, signal.SIGTERM):
-        yield stop
-
-
-@contextmanager
-def _terminated_as_interrupted() -> Iterator[None]:
-    """Outside training nothing has to be saved: SIGTERM (`scaling stop`, a scheduler) acts at once, as Ctrl-C does."""
-
-    def interrupt(number: int, frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    with _handled(interrupt, signal.SIGTERM):
-        yield
-
-
-@contextmanager
-def _handled(handler: Callable[[int, FrameType | None], None], *numbers: signal.Signals) -> Iterator[None]:
-    before = {number: signal.signal(number, handler) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, earlier in before.items():
-            signal.signal(number, earlier)

@@ -10,12 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from jobs.laws.observations import FitError
 from jobs.spec import RunSpec
 from jobs.storage import StudyPaths, write_atomically
 from jobs.tracking import TRAIN_LOSS
 from orchestrator.drawing import save
-from orchestrator.figures import curves_figure, residual_figure
+from orchestrator.figures import curves_figure, isoflop_figure, residual_figure
 from orchestrator.frozen import first_forecasts
+from orchestrator.isoflops import figure_rows, isoflops_of
 from orchestrator.law_figure import law_figure
 from orchestrator.numbers import short_number
 from orchestrator.report import Baseline, ForecastSummary, LawSummary, Report, ReportFigure, render_report
@@ -35,7 +37,7 @@ SHOWN_VERSIONS = ("scaling", "torch", "deepspeed", "ray", "datasets", "mlflow", 
 def write_report(study: Study, paths: StudyPaths, plan: Plan, ledger: LedgerReader, mixture: Mixture) -> Path:
     """Write the figures and report.html below `paths.report`; returns the page."""
     observations, runs, forecasts = ledger.observations(), ledger.runs(), first_forecasts(ledger.forecasts())
-    figures = _figures(paths, ledger, mixture, observations, runs, forecasts, study.forecast.level)
+    figures = _figures(study, paths, ledger, mixture, observations, runs, forecasts)
     report = Report(
         study=study.name,
         question=study.question,
@@ -56,14 +58,15 @@ def write_report(study: Study, paths: StudyPaths, plan: Plan, ledger: LedgerRead
 
 
 def _figures(
+    study: Study,
     paths: StudyPaths,
     ledger: LedgerReader,
     mixture: Mixture,
     observations: Sequence[Observation],
     runs: Sequence[RunRow],
     forecasts: Sequence[ForecastRow],
-    level: float,
 ) -> list[ReportFigure]:
+    level = study.forecast.level
     # Bars show the noise of a run: the error of the evaluation set is common to all runs and moves them together.
     noise = mixture.best.noise.sd
     rows = [
@@ -94,6 +97,20 @@ def _figures(
             "Observed loss over the law's value. Held-out runs were not fitted.",
         ),
     ]
+    try:
+        isoflop = isoflops_of(study, observations)
+    except FitError:
+        # The closing text says why; the page then goes without this figure.
+        isoflop = None
+    if isoflop is not None:
+        drawn.append(
+            (
+                "isoflop",
+                isoflop_figure(*figure_rows(study, isoflop, observations)),
+                "IsoFLOP parabolas",
+                "Loss against parameters at each compute budget; stars are the best sizes.",
+            )
+        )
     curves = _curves(ledger, runs)
     if curves:
         drawn.append(
@@ -150,6 +167,7 @@ def _forecast_rows(forecast: ForecastRow) -> list[dict[str, Any]]:
             "lo": target["interval"][0],
             "hi": target["interval"][1],
             "level": forecast.record["level"],
+            "blind": forecast.blind,
             "outcome": outcomes.get(target["run"], {}).get("observed"),
         }
         for target in forecast.record["targets"]

@@ -25,7 +25,11 @@ FEWEST_SIZES = 4
 
 @dataclass(frozen=True)
 class BudgetOptimum:
-    """The minimum at one budget: N*, D* = C / 6N*, the loss there, and the standard error of ln N*."""
+    """The minimum at one budget: N*, D*, the loss there, and the standard error of ln N*.
+
+    D* lies on the budget's own line of ln D against ln N, whatever its convention of C; with C = 6ND it is C / 6N*.
+    `coefficients` are c0, c1, c2 of the parabola in ln N.
+    """
 
     train_flops: float
     rows: int
@@ -33,6 +37,13 @@ class BudgetOptimum:
     tokens: float
     loss: float
     log_params_se: float
+    coefficients: tuple[float, float, float]
+
+    def loss_at(self, params: float) -> float:
+        """The parabola at a size."""
+        constant, slope, bend = self.coefficients
+        x = math.log(params)
+        return constant + slope * x + bend * x**2
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ def fit_isoflop(table: Table, budgets: Sequence[float] | None = None) -> Isoflop
     rejected: list[RejectedBudget] = []
     for rows in group_budgets(nominal):
         train_flops = float(np.exp(np.mean(np.log(nominal[rows]))))
-        found = _minimum(np.log(table.params[rows]), table.loss[rows], train_flops)
+        found = _minimum(np.log(table.params[rows]), np.log(table.tokens[rows]), table.loss[rows], train_flops)
         if isinstance(found, BudgetOptimum):
             optima.append(found)
         else:
@@ -107,7 +118,9 @@ def group_budgets(train_flops: Floats) -> list[np.ndarray]:
     return list(np.split(order, rises))
 
 
-def _minimum(log_params: Floats, loss: Floats, train_flops: float) -> BudgetOptimum | RejectedBudget:
+def _minimum(
+    log_params: Floats, log_tokens: Floats, loss: Floats, train_flops: float
+) -> BudgetOptimum | RejectedBudget:
     rows, sizes = len(loss), len(np.unique(log_params))
     if sizes < FEWEST_SIZES:
         return RejectedBudget(train_flops, rows, f"{sizes} sizes, a parabola with doubt needs {FEWEST_SIZES}")
@@ -128,13 +141,20 @@ def _minimum(log_params: Floats, loss: Floats, train_flops: float) -> BudgetOpti
     covariance = variance * np.linalg.inv(columns.T @ columns)
     by_coefficient = np.array([0.0, -1.0 / (2 * bend), slope / (2 * bend**2)])
     params = math.exp(middle + half * at)
+    order = np.argsort(log_params, kind="stable")
+    log_optimum_tokens = float(np.interp(math.log(params), log_params[order], log_tokens[order]))
     return BudgetOptimum(
         train_flops=train_flops,
         rows=rows,
         params=params,
-        tokens=train_flops / (6.0 * params),
+        tokens=math.exp(log_optimum_tokens),
         loss=constant - slope**2 / (4 * bend),
         log_params_se=half * math.sqrt(max(float(by_coefficient @ covariance @ by_coefficient), 0.0)),
+        coefficients=(
+            constant - slope * middle / half + bend * (middle / half) ** 2,
+            slope / half - 2 * bend * middle / half**2,
+            bend / half**2,
+        ),
     )
 
 

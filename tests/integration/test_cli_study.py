@@ -339,7 +339,7 @@ def test_interruption_outside_training_is_clean_too(moment: str, shell: Shell, t
         shutil.copytree(shell.home / "corpora", other.home / "corpora")
     (studies / "shipping.json").unlink(missing_ok=True)
     process = other.start("run")
-    # The first thing that is written at each moment.
+    # What is written first at each moment.
     sign = other.home / "corpora" if moment == "preparing the corpus" else studies / "shipping.json"
     wait_for(sign.exists, process)
     process.send_signal(signal.SIGTERM if moment == "closing" else signal.SIGINT)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 import threading
 import time
 from pathlib import Path
@@ -13,7 +11,7 @@ import pytest
 from cluster.resources import ClusterUnreachable
 from orchestrator.attach import ENDED, VERDICTS, attach
 from orchestrator.finish import finish
-from orchestrator.launch import Launch, _stop_on_signals, _terminated_as_interrupted, _verdict_recorded
+from orchestrator.launch import Launch, _verdict_recorded
 from orchestrator.lease import Lease
 from orchestrator.ledger import Ledger
 from orchestrator.place import Place
@@ -109,25 +107,3 @@ def test_watcher_ends_with_the_code_of_the_driver(
 def test_watcher_of_a_driver_that_was_lost_says_so(study: PaperStudy, capsys: pytest.CaptureFixture[str]) -> None:
     assert attach(study.ledger, study.paths) == 130
     assert "run the same command to go on" in capsys.readouterr().err
-
-
-# Signals
-
-
-def test_first_signal_asks_and_the_second_interrupts(capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGINT)
-    with _stop_on_signals() as stop:
-        assert not stop.is_set()
-        os.kill(os.getpid(), signal.SIGTERM)
-        assert stop.is_set()
-        assert "gangs checkpoint and leave" in capsys.readouterr().err
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-    assert signal.getsignal(signal.SIGINT) is before
-
-
-def test_outside_training_sigterm_interrupts_at_once() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(KeyboardInterrupt), _terminated_as_interrupted():
-        os.kill(os.getpid(), signal.SIGTERM)
-    assert signal.getsignal(signal.SIGTERM) is before

@@ -355,6 +355,8 @@ def test_second_interruption_does_not_wait_for_gangs(shell: Shell, tmp_path: Pat
     wait_for(lambda: any(line.kind == "metrics" for line in journals(other)), process)
     process.send_signal(signal.SIGINT)
     time.sleep(0.05)
+    asked = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = ended(process, 130)
+    assert time.monotonic() - asked < 20.0
     assert "go on with: scaling run study.yaml" in err

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import time
+import weakref
 
 import pytest
 
@@ -34,17 +37,33 @@ def test_in_training_the_first_signal_asks_and_the_second_interrupts(
             os.kill(os.getpid(), number)
 
 
-def test_interruption_that_was_dropped_on_the_way_is_seen_at_the_next_check() -> None:
+class Referent:
+    """Something that a weak reference can point at."""
+
+
+def drop_a_signal() -> None:
+    """Lets a signal arrive in a weak reference's callback, where the interpreter drops what it raises."""
+    referent = Referent()
+    reference = weakref.ref(referent, lambda _: os.kill(os.getpid(), signal.SIGINT))
+    del referent
+    assert reference() is None
+
+
+def test_signal_that_the_interpreter_drops_is_raised_again(capsys: pytest.CaptureFixture[str]) -> None:
     interruption = Interruption()
-
-    def somewhere_that_drops_exceptions() -> None:
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
-
+    hook = sys.unraisablehook
     with interruption.handled():
-        somewhere_that_drops_exceptions()
+        drop_a_signal()
         with pytest.raises(KeyboardInterrupt):
-            interruption.check()
+            time.sleep(5.0)
+    assert sys.unraisablehook is hook
+    assert capsys.readouterr().err == ""
+
+
+def test_training_does_not_begin_after_a_signal() -> None:
+    interruption = Interruption()
+    with interruption.handled():
+        drop_a_signal()
         with pytest.raises(KeyboardInterrupt), interruption.deferred():
             pytest.fail("training must not begin")
 

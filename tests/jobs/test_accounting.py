@@ -1,5 +1,7 @@
 """Closed forms agree with the constructed model and with torch's own counter."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from conftest import make_run_spec, make_shape
@@ -7,8 +9,12 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from jobs.accounting import count_parameters, train_flops_per_token, training_memory
-from jobs.model import build_model
+from jobs.model import Decoder, build_model
 from jobs.spec import Execution, Shape
+from orchestrator.loading import load_study
+from orchestrator.plan import build_plan
+
+CONFIGS = sorted((Path(__file__).resolve().parents[2] / "configs").glob("*.yaml"))
 
 SHAPES = [
     make_shape(width=16),
@@ -36,6 +42,21 @@ def test_training_flops_are_within_one_percent_of_the_counter(shape: Shape) -> N
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(tokens, tokens).mean().backward()
     assert counter.get_total_flops() == pytest.approx(train_flops_per_token(shape) * tokens.numel(), rel=0.01)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda path: path.stem)
+def test_every_shape_of_a_shipped_study_is_counted_as_it_is_built(config: Path) -> None:
+    plan = build_plan(load_study(config))
+    specs = {run.spec.shape: run.spec for run in plan.runs}
+    for shape, spec in specs.items():
+        # On the meta device the largest shapes take no memory, and the counter still sees every product.
+        with torch.device("meta"):
+            model = Decoder(shape, spec.parametrization, spec.recipe)
+            tokens = torch.zeros((1, shape.sequence_length), dtype=torch.long)
+        assert count_parameters(shape).total == sum(parameter.numel() for parameter in model.parameters())
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            model(tokens, tokens).mean().backward()
+        assert counter.get_total_flops() == pytest.approx(train_flops_per_token(shape) * tokens.numel(), rel=0.01)
 
 
 def test_memory_of_states_is_shared_among_ranks_as_the_stage_says() -> None:

@@ -6,9 +6,11 @@ import contextlib
 import json
 import logging
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 EXIT_DONE = 0
@@ -50,6 +52,14 @@ def tell(text: str) -> None:
 def say_json(document: Any) -> bool:
     """One stable document on stdout and nothing else."""
     return say(json.dumps(document, indent=2, sort_keys=True, allow_nan=False))
+
+
+def program() -> str:
+    """How a person who types a command here calls this program: by name if that finds it, else by its path."""
+    mine, found = Path(sys.argv[0]), shutil.which("scaling")
+    if mine.name != "scaling" or (found is not None and Path(found).resolve() == mine.resolve()):
+        return "scaling"
+    return os.path.relpath(mine)
 
 
 def is_interactive() -> bool:

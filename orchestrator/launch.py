@@ -18,7 +18,16 @@ from typing import TYPE_CHECKING
 from sqlalchemy.exc import OperationalError
 
 from orchestrator.attach import ENDED, VERDICTS, attach
-from orchestrator.console import EXIT_DONE, EXIT_FAILED, EXIT_INTERRUPTED, EXIT_UNREACHABLE, known_failure, say, tell
+from orchestrator.console import (
+    EXIT_DONE,
+    EXIT_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_UNREACHABLE,
+    known_failure,
+    program,
+    say,
+    tell,
+)
 from orchestrator.corpora import check_corpus, prepare_corpus
 from orchestrator.database import LedgerError
 from orchestrator.finish import Finished, finish, freeze_or_withhold
@@ -56,11 +65,11 @@ class Launch:
     @property
     def command(self) -> str:
         """What a person types to go on."""
-        return shlex.join(["scaling", "run", *self.arguments, *(["--address", self.address] if self.address else [])])
+        return shlex.join([program(), "run", *self.arguments, *(["--address", self.address] if self.address else [])])
 
     @property
     def ui_command(self) -> str:
-        return shlex.join(["scaling", "ui", *self.arguments])
+        return shlex.join([program(), "ui", *self.arguments])
 
 
 def run(study: Study, arguments: Sequence[str], address: str | None = None) -> int:

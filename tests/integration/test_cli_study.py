@@ -60,7 +60,9 @@ class Shell:
     @property
     def environment(self) -> dict[str, str]:
         inherited = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
-        return {**inherited, "SCALING_HOME": str(self.home)}
+        # As in an activated environment: the shell finds `scaling` by name.
+        path = os.pathsep.join([str(Path(SCALING).parent), os.environ["PATH"]])
+        return {**inherited, "SCALING_HOME": str(self.home), "PATH": path}
 
     def start(self, command: str, *arguments: str, **environment: str) -> subprocess.Popen[str]:
         return subprocess.Popen(

@@ -74,6 +74,18 @@ def test_json_is_strict_and_sorted(capsys: pytest.CaptureFixture[str]) -> None:
         say_json({"a": float("nan")})
 
 
+def test_program_is_called_as_this_shell_finds_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "venv" / "scaling"
+    script.parent.mkdir()
+    script.touch(mode=0o755)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [str(script)])
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert program() == "venv/scaling"
+    monkeypatch.setenv("PATH", str(script.parent))
+    assert program() == "scaling"
+
+
 def test_live_view_needs_a_terminal_that_moves_its_cursor(monkeypatch: pytest.MonkeyPatch) -> None:
     class Terminal(io.StringIO):
         def isatty(self) -> bool:

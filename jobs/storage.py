@@ -159,13 +159,16 @@ def commit(source: Path, target: Path) -> None:
     sync_folder(target.parent)
 
 
-def write_atomically(path: Path, content: bytes | str) -> None:
-    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part."""
+def write_atomically(path: Path, content: bytes | str, mode: int = 0o666) -> None:
+    """Write a file so that a reader, or a crash, sees the old content or the new one, never a part.
+
+    `mode` is what the umask leaves of it from the first byte on: 0o600 for what others must not read.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The process id keeps two writers of one path out of each other's half-written file.
     temporary = path.with_name(f".{path.name}.{os.getpid()}{UNFINISHED_SUFFIX}")
     try:
-        with temporary.open("wb") as file:
+        with open(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, mode), "wb") as file:
             file.write(content.encode("utf-8") if isinstance(content, str) else content)
             file.flush()
             os.fsync(file.fileno())

@@ -38,7 +38,8 @@ class ShippingCard:
     dataset: Mapping[str, Any] | None
 
     def save(self, path: Path) -> Path:
-        write_atomically(path, json.dumps(asdict(self), indent=1))
+        """Write the card for this user alone: the tracking address may hold a password."""
+        write_atomically(path, json.dumps(asdict(self), indent=1), mode=0o600)
         return path
 
     @classmethod

@@ -52,7 +52,7 @@ def _note(study: Study, plan: Plan) -> str:
     saved = 1.0 - plan.shared_flops / plan.from_scratch_flops
     held_out = f", {len(targets)} held out and forecast before they start" if targets else ""
     return (
-        f"# {study.name}\n\n{study.question}\n\n"
+        f"# {study.question or study.name}\n\n"
         f"{len(plan.runs)} runs{held_out}; {short_number(plan.shared_flops)} training FLOPs, "
         f"{saved:.0%} less than from scratch thanks to shared trunks.\n{HOW_TO_READ}"
     )

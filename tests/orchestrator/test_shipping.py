@@ -37,6 +37,8 @@ def test_card_survives_its_file(study: PaperStudy, tmp_path: Path) -> None:
     written = card(study, "sqlite:///x.db")
     assert ShippingCard.load(written.save(tmp_path / "shipping.json")) == written
     assert json.loads((tmp_path / "shipping.json").read_text())["study"] == "small"
+    # A tracking address may hold a password.
+    assert (tmp_path / "shipping.json").stat().st_mode & 0o777 == 0o600
 
 
 def test_two_shippers_send_everything_once(study: PaperStudy, tmp_path: Path) -> None:

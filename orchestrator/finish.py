@@ -25,6 +25,7 @@ from orchestrator.rows import to_csv
 from orchestrator.summary import forecasts_lines, law_lines
 
 if TYPE_CHECKING:
+    from jobs.laws.isoflop import Isoflop
     from jobs.laws.mixture import Mixture
     from orchestrator.ledger import Ledger
     from orchestrator.place import Place
@@ -109,6 +110,7 @@ def finish(study: Study, paths: StudyPaths, plan: Plan, ledger: Ledger) -> Finis
     except FitError as error:
         laws = [f"no law: {error}"]
     parabolas: list[str] = []
+    isoflop: Isoflop | None = None
     try:
         isoflop = isoflops_of(study, observations)
         if isoflop is not None:
@@ -130,7 +132,7 @@ def finish(study: Study, paths: StudyPaths, plan: Plan, ledger: Ledger) -> Finis
     if mixture is not None:
         from orchestrator.presentation import write_report
 
-        page = write_report(study, paths, plan, ledger, mixture)
+        page = write_report(study, paths, plan, ledger, mixture, isoflop)
         written += [page, *sorted(paths.report.glob("*.png"))]
         lines += [f"report   {page}", f"figures  {paths.report}/*.png", f"tables   {paths.report}/law.csv, .json, .md"]
     text = "\n".join(lines).rstrip("\n")

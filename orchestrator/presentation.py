@@ -10,14 +10,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jobs.laws.observations import FitError
 from jobs.spec import RunSpec
 from jobs.storage import StudyPaths, write_atomically
 from jobs.tracking import TRAIN_LOSS
 from orchestrator.drawing import save
 from orchestrator.figures import curves_figure, isoflop_figure, residual_figure
 from orchestrator.frozen import first_forecasts
-from orchestrator.isoflops import figure_rows, isoflops_of
+from orchestrator.isoflops import figure_rows
 from orchestrator.law_figure import law_figure
 from orchestrator.numbers import short_number
 from orchestrator.report import Baseline, ForecastSummary, LawSummary, Report, ReportFigure, render_report
@@ -25,6 +24,7 @@ from orchestrator.summary import BASELINE_NAMES
 
 if TYPE_CHECKING:
     from jobs.laws.fit import Fit
+    from jobs.laws.isoflop import Isoflop
     from jobs.laws.mixture import Mixture
     from jobs.observation import Observation
     from orchestrator.plan import Plan
@@ -34,10 +34,12 @@ if TYPE_CHECKING:
 SHOWN_VERSIONS = ("scaling", "torch", "deepspeed", "ray", "datasets", "mlflow", "numpy")
 
 
-def write_report(study: Study, paths: StudyPaths, plan: Plan, ledger: LedgerReader, mixture: Mixture) -> Path:
+def write_report(
+    study: Study, paths: StudyPaths, plan: Plan, ledger: LedgerReader, mixture: Mixture, isoflop: Isoflop | None
+) -> Path:
     """Write the figures and report.html below `paths.report`; returns the page."""
     observations, runs, forecasts = ledger.observations(), ledger.runs(), first_forecasts(ledger.forecasts())
-    figures = _figures(study, paths, ledger, mixture, observations, runs, forecasts)
+    figures = _figures(study, paths, ledger, mixture, isoflop, observations, runs, forecasts)
     report = Report(
         study=study.name,
         question=study.question,
@@ -62,6 +64,7 @@ def _figures(
     paths: StudyPaths,
     ledger: LedgerReader,
     mixture: Mixture,
+    isoflop: Isoflop | None,
     observations: Sequence[Observation],
     runs: Sequence[RunRow],
     forecasts: Sequence[ForecastRow],
@@ -97,11 +100,6 @@ def _figures(
             "Observed loss over the law's value. Held-out runs were not fitted.",
         ),
     ]
-    try:
-        isoflop = isoflops_of(study, observations)
-    except FitError:
-        # The closing text says why; the page then goes without this figure.
-        isoflop = None
     if isoflop is not None:
         drawn.append(
             (

@@ -10,7 +10,16 @@ from jobs.accounting import count_parameters, train_flops_per_token
 from jobs.observation import Observation
 from jobs.spec import RunSpec
 from jobs.storage import sha256_of_file
-from jobs.tracking import COMPUTE_C, PARAMETERS_N, TOKENS_D, Dataset, RunStatus
+from jobs.tracking import (
+    COMPUTE_C,
+    PARAMETERS_N,
+    TOKENS_D,
+    VALIDATION_BITS_PER_BYTE,
+    VALIDATION_LOSS,
+    VALIDATION_LOSS_SE,
+    Dataset,
+    RunStatus,
+)
 from orchestrator.frozen import first_forecasts
 from orchestrator.reading import AttemptRow, ForecastRow, LedgerReader, PointRow, RunRow, SegmentRow
 from orchestrator.shipper import ArtifactFile, Child, Ending, Stretch, StudyCard
@@ -175,9 +184,9 @@ def _run(
             tokens=spec.horizon_tokens,
             time_ms=run.changed_ms,
             metrics={
-                "val/loss": observation.loss,
-                "val/loss_se": observation.loss_se,
-                "val/bits_per_byte": observation.bits_per_byte,
+                VALIDATION_LOSS: observation.loss,
+                VALIDATION_LOSS_SE: observation.loss_se,
+                VALIDATION_BITS_PER_BYTE: observation.bits_per_byte,
                 PARAMETERS_N: float(observation.params),
                 TOKENS_D: float(observation.tokens),
                 COMPUTE_C: float(observation.train_flops),
